@@ -1,0 +1,44 @@
+"""Config of the network; it travels with every checkpoint, so weights can always be rebuilt."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import PositiveInt, model_validator
+
+from hssl_dist.config.parts import Part, Size
+
+
+class NetworkConfig(Part):
+    """A residual encoder-decoder U-Net; each tuple has one entry per encoder stage, finest first."""
+
+    widths: tuple[PositiveInt, ...] = (16, 32, 64, 128, 128)
+    """Feature channels of each stage."""
+    strides: tuple[Size, ...] = ((1, 1, 1), (1, 2, 2), (2, 2, 2), (2, 2, 2), (1, 2, 2))
+    """Stride z y x with which each stage starts."""
+    kernels: tuple[Size, ...] = ((1, 3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3))
+    """Kernel size z y x of each stage."""
+    encoder_blocks: tuple[PositiveInt, ...] = (1, 2, 2, 2, 2)
+    """Residual blocks of each encoder stage."""
+    decoder_blocks: tuple[PositiveInt, ...] = (1, 1, 1, 1)
+    """Convolutions of each decoder stage, finest last stage first as in `widths`, one fewer."""
+
+    @model_validator(mode="after")
+    def _same_depth(self) -> Self:
+        depth = len(self.widths)
+        for key in ("strides", "kernels", "encoder_blocks"):
+            if len(getattr(self, key)) != depth:
+                raise ValueError(
+                    f"{key} has {len(getattr(self, key))} entries, widths has {depth}; give as many"
+                )
+        if len(self.decoder_blocks) != depth - 1:
+            raise ValueError(f"decoder_blocks has {len(self.decoder_blocks)} entries, give {depth - 1}")
+        return self
+
+    @property
+    def reduction(self) -> tuple[int, int, int]:
+        """Factor z y x by which the deepest stage is coarser than the input."""
+        product = [1, 1, 1]
+        for stride in self.strides:
+            product = [a * b for a, b in zip(product, stride, strict=True)]
+        return product[0], product[1], product[2]

@@ -1,0 +1,76 @@
+"""Config parts that several jobs share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt
+
+from hssl_dist import files
+from hssl_dist.records import content_hash
+
+
+def _resolve_tracking(uri: str) -> str:
+    prefix = "sqlite:///"
+    return prefix + files.resolve(uri.removeprefix(prefix)) if uri.startswith(prefix) else uri
+
+
+Url = Annotated[str, AfterValidator(files.resolve)]
+TrackingUri = Annotated[str, AfterValidator(_resolve_tracking)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Size = tuple[PositiveInt, PositiveInt, PositiveInt]
+
+
+class Part(BaseModel):
+    """A frozen, strict piece of configuration: unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class JobConfig(Part):
+    """Base of the one root config each job has."""
+
+    def hash(self, exclude: set[str] | None = None) -> str:
+        """SHA-256 of the resolved config, without the top-level keys in `exclude`."""
+        dump: dict[str, Any] = self.model_dump(mode="json", exclude=exclude)
+        return content_hash(dump)
+
+
+class StoreConfig(Part):
+    """Where the preprocessed volumes are."""
+
+    url: Url = Field(default="hssl/store", validate_default=True)
+    """Local path or fsspec URL, e.g. s3://bucket/prefix."""
+
+
+class TrackingConfig(Part):
+    """MLflow: where runs are logged and models registered."""
+
+    uri: TrackingUri = Field(default="sqlite:///hssl/mlflow.db", validate_default=True)
+    """An MLflow tracking URI; artifacts of a SQLite URI go to a folder beside its file."""
+    experiment: str = "hssl"
+    """Experiment the runs belong to."""
+
+
+class RayConfig(Part):
+    """The Ray cluster to use."""
+
+    address: str | None = None
+    """Address of a running cluster; without one, the one this process runs in, or a local one is started."""
+    num_cpus: PositiveInt | None = None
+    """CPUs of a local cluster; all of the machine's if not given."""
+
+
+class SplitConfig(Part):
+    """Patients set aside; the same seed gives the same patients whatever the label fraction."""
+
+    test: Fraction = 0.2
+    """Share of the labelled patients kept for testing."""
+    validation: Fraction = 0.1
+    """Share of the labelled patients kept for validation."""
+    seed: int = 0
+    """Seed of the assignment."""
+
+
+Runner = Literal["ray", "inline"]

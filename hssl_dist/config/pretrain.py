@@ -1,0 +1,173 @@
+"""Config of `hssl pretrain`: a store in, a registered checkpoint out."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from hssl_dist.config.network import NetworkConfig
+from hssl_dist.config.parts import (
+    Fraction,
+    JobConfig,
+    Name,
+    Part,
+    RayConfig,
+    Runner,
+    Size,
+    SplitConfig,
+    StoreConfig,
+    TrackingConfig,
+    Url,
+)
+
+
+class SamplingConfig(Part):
+    """Which regions a step sees."""
+
+    datasets: tuple[str, ...] = ()
+    """Datasets of the store to draw from; all if empty."""
+    patch_size: Size = (16, 48, 48)
+    """Size z y x of a view in voxels."""
+    margin: NonNegativeFloat = 0.5
+    """A region is larger than a view by this share on each axis, so that two views can lie apart in it."""
+    task_exponent: Fraction = 0.5
+    """Tasks are drawn with p ~ (number of cases) ** exponent: 0 balances tasks, 1 balances cases."""
+    block_size: PositiveInt = 16
+    """Consecutive samples of a global batch that come from one task, for hard negatives."""
+    foreground: Fraction = 0.5
+    """Share of regions centred on tissue or on an annotated structure."""
+    exclude_test: SplitConfig | None = None
+    """Leave the labelled test patients of this split out of pretraining; without it every image is used."""
+    prefetch_batches: PositiveInt = 2
+    """Batches read ahead."""
+    cache_bytes: NonNegativeInt = 512 << 20
+    """Memory of the reader's chunk cache, in bytes."""
+
+
+class ViewConfig(Part):
+    """How two views of a region differ."""
+
+    rotation_rad: NonNegativeFloat = 0.3
+    """Largest rotation about the z axis; a quarter of it about the others."""
+    scale: NonNegativeFloat = 0.2
+    """Largest relative change of size."""
+    flip: Fraction = 0.5
+    """Probability of a flip, for each axis."""
+    noise: NonNegativeFloat = 0.15
+    """Largest standard deviation of added noise."""
+    blur: Fraction = 0.2
+    """Probability of Gaussian blur."""
+    low_resolution: Fraction = 0.2
+    """Probability of simulated low resolution."""
+    contrast: NonNegativeFloat = 0.35
+    """Largest relative change of contrast."""
+    brightness: NonNegativeFloat = 0.25
+    """Largest shift of brightness, in standard deviations."""
+    gamma: NonNegativeFloat = 0.4
+    """Largest absolute logarithm of gamma."""
+
+
+class ObjectiveConfig(Part):
+    """The terms of the loss and their weights."""
+
+    temperature: PositiveFloat = 0.1
+    """Temperature of the image level."""
+    learn_temperature: bool = False
+    """Whether the image level's temperature is a parameter."""
+    image_weight: NonNegativeFloat = 1.0
+    """Weight of the image level."""
+    task_weight: NonNegativeFloat = 0.5
+    """Weight of the task level."""
+    group_weight: NonNegativeFloat = 0.5
+    """Weight of the group level."""
+    projection_size: PositiveInt = 128
+    """Length of an embedding."""
+    dense_weight: NonNegativeFloat = 1.0
+    """Weight of dense correspondence, in the decoder stage."""
+    dense_temperature: PositiveFloat = 0.1
+    """Temperature of dense correspondence."""
+    dense_points: PositiveInt = 128
+    """Matched voxels per pair of views."""
+    dense_distance: NonNegativeFloat = 4.0
+    """Negatives of a voxel lie at least so many voxels away."""
+    restoration_weight: NonNegativeFloat = 1.0
+    """Weight of restoring a corrupted view, in the decoder stage."""
+    mask_fraction: Fraction = 0.4
+    """Share of a view that is masked for restoration."""
+
+
+class StageConfig(Part):
+    """One of the two stages: the encoder's, then the decoder's."""
+
+    steps: NonNegativeInt
+    """Optimiser steps; 0 leaves the stage out."""
+    learning_rate: PositiveFloat = 1e-3
+    """Peak learning rate."""
+    encoder_rate: NonNegativeFloat = 1.0
+    """Factor on the encoder's learning rate; 0 freezes it."""
+    weight_decay: NonNegativeFloat = 1e-4
+    """Decoupled weight decay."""
+    warmup_steps: NonNegativeInt = 30
+    """Steps of linear warm-up before the cosine."""
+    clip_norm: PositiveFloat = 5.0
+    """Largest gradient norm."""
+
+
+class CheckpointConfig(Part):
+    """When the state is saved and how much of it is kept."""
+
+    every_steps: PositiveInt = 100
+    """Steps between checkpoints."""
+    keep_last: PositiveInt = 2
+    """Newest checkpoints kept, besides the best."""
+
+
+class PretrainConfig(JobConfig):
+    """Pretrain a network on a store, without labels, and register it."""
+
+    name: Name = "pretrain"
+    """Name of the run; the same name again resumes it."""
+    seed: int = 0
+    """Seed of weights, samples and augmentation."""
+    store: StoreConfig = StoreConfig()
+    runs: Url = Field(default="hssl/runs", validate_default=True)
+    """Folder or URL for checkpoints; the run's are in `<runs>/<name>`."""
+    tracking: TrackingConfig = TrackingConfig()
+    register_as: Name = "hssl-unet"
+    """Name in the model registry; the new version gets the alias `latest`."""
+    runner: Runner = "ray"
+    """`ray`: workers of a Ray cluster; `inline`: this process, or the ranks torchrun starts."""
+    ray: RayConfig = RayConfig()
+    workers: PositiveInt = 1
+    """Ray workers, one GPU each where there are GPUs."""
+    threads_per_worker: PositiveInt = 1
+    """CPU threads of a worker."""
+    global_batch: PositiveInt = 32
+    """Regions per step over all workers."""
+    log_every_steps: PositiveInt = 10
+    """Steps between logged metrics."""
+    sampling: SamplingConfig = SamplingConfig()
+    views: ViewConfig = ViewConfig()
+    network: NetworkConfig = NetworkConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    encoder: StageConfig = StageConfig(steps=1000)
+    decoder: StageConfig = StageConfig(steps=500, learning_rate=1.5e-3, encoder_rate=0.3)
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.global_batch < 2 * self.workers:
+            raise ValueError(
+                f"global_batch {self.global_batch} gives {self.workers} workers fewer than 2 regions each; "
+                f"use at least {2 * self.workers}"
+            )
+        for size, factor in zip(self.sampling.patch_size, self.network.reduction, strict=True):
+            if size % factor:
+                raise ValueError(
+                    f"sampling.patch_size {self.sampling.patch_size} is not a multiple of the network's "
+                    f"reduction {self.network.reduction}; choose one that is"
+                )
+        if self.encoder.steps + self.decoder.steps == 0:
+            raise ValueError("encoder.steps and decoder.steps are both 0: there is nothing to train")
+        return self

@@ -1,0 +1,68 @@
+"""Every error the package raises on purpose.
+
+HsslError
+├── UsageError              the user can mend it: exit status 2
+│   ├── ConfigError         a key, a value or a combination of values
+│   └── MissingError        a path, dataset, run or model that is not there
+├── InputError              a source file that cannot become a volume: quarantined
+├── StoreError              a store that is not what its manifest says
+│   └── CorruptError        an object that is missing or has other bytes
+├── CheckpointError         a checkpoint that cannot be loaded or does not fit
+├── TrainingError           training that must not go on
+│   └── NonFiniteError      NaN or infinity in a loss or a gradient
+├── TooManyFailuresError    more cases failed than the config allows
+└── TrackingError           the tracking server or the registry refused
+Interrupted                 asked to stop, a checkpoint is saved: exit status 3
+"""
+
+
+class HsslError(Exception):
+    """Base of all errors; `str()` is one line: what was found, what was expected, what to do."""
+
+
+class UsageError(HsslError):
+    """The caller can mend it: wrong flag, config or path."""
+
+
+class ConfigError(UsageError):
+    """A config key is unknown, a value out of range, or two values do not go together."""
+
+
+class MissingError(UsageError):
+    """Something the config names does not exist."""
+
+
+class InputError(HsslError):
+    """A source file cannot become a volume; the case is quarantined with this text as its reason."""
+
+
+class StoreError(HsslError):
+    """A store is not what its manifest says."""
+
+
+class CorruptError(StoreError):
+    """An object of the store is missing or its bytes differ from the recorded hash."""
+
+
+class CheckpointError(HsslError):
+    """A checkpoint is incomplete, corrupt, or does not fit the model or the config."""
+
+
+class TrainingError(HsslError):
+    """Training must not go on."""
+
+
+class NonFiniteError(TrainingError):
+    """A loss or gradient became NaN or infinite."""
+
+
+class TooManyFailuresError(HsslError):
+    """More cases failed than `max_failure_rate` allows."""
+
+
+class TrackingError(HsslError):
+    """The tracking server or the model registry refused or could not be reached."""
+
+
+class Interrupted(Exception):  # noqa: N818  (a request, not an error)
+    """The run was asked to stop and has saved a checkpoint."""

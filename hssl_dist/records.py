@@ -1,0 +1,237 @@
+"""Frozen records that travel between the parts.
+
+Records that are written to a store are pydantic models (strict JSON in, canonical JSON out); records that
+carry arrays are dataclasses. Axes are `z y x` throughout, except `Geometry.original_*`, which describes the
+source file in its own `x y z` order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    import numpy as np
+    from jaxtyping import Float32, UInt8
+
+Triple = tuple[float, float, float]
+Shape = tuple[int, int, int]
+SplitName = Literal["train", "test"]
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text, so it can be hashed."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def content_hash(value: Any) -> str:
+    """SHA-256 (hex) of the canonical JSON of `value`."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+class Record(BaseModel):
+    """A frozen, strict record with canonical JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def to_json(self) -> str:
+        """Canonical JSON: byte-identical for equal records."""
+        return canonical_json(self.model_dump(mode="json"))
+
+
+# ---------------------------------------------------------------------------------------- before the store
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One examination as its challenge lays it out; nothing is read yet.
+
+    `images` holds one URL per channel, or one URL of a 4D file whose last axis is the channel.
+    `modalities` has one lower-case entry per channel: `ct`, `mr`, ...
+    """
+
+    dataset: str
+    id: str
+    patient: str
+    images: tuple[str, ...]
+    label: str | None
+    modalities: tuple[str, ...]
+    split: SplitName = "train"
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """A case in memory: `c z y x` float32 image, `z y x` uint8 label or None, and where it came from."""
+
+    image: Float32[np.ndarray, "channel z y x"]
+    label: UInt8[np.ndarray, "z y x"] | None
+    spacing_mm: Triple
+    modalities: tuple[str, ...]
+    geometry: Geometry
+
+
+class Geometry(Record):
+    """All that is needed to put an array of the stored grid back into the source file's grid, exactly.
+
+    The source file (`original_*`, `x y z`) is turned to RAS and to `z y x` (`oriented_*`), cropped to
+    `crop_start <= index < crop_stop` of the oriented grid, and resampled to `shape` at `spacing_mm`.
+    """
+
+    original_shape: Shape
+    original_affine: tuple[tuple[float, float, float, float], ...]
+    oriented_shape: Shape
+    oriented_spacing_mm: Triple
+    crop_start: Shape
+    crop_stop: Shape
+    shape: Shape
+    spacing_mm: Triple
+
+
+# ----------------------------------------------------------------------------------------- inside the store
+
+
+class Intensity(Record):
+    """One channel's intensities: the source's statistics, and `stored = (clip(source) - offset) / scale`.
+
+    `background` is the stored value that pads a patch beyond the volume's border.
+    """
+
+    minimum: float
+    maximum: float
+    mean: float
+    std: float
+    percentile_00_5: float
+    percentile_99_5: float
+    clip_low: float | None = None
+    clip_high: float | None = None
+    offset: float
+    scale: float
+    background: float
+
+
+class SourceFile(Record):
+    """A file a case was made from, by its path relative to the dataset's source."""
+
+    path: str
+    size_bytes: int
+    sha256: str
+
+
+class StoredObject(Record):
+    """An object of a case, by its path relative to the dataset's folder in the store."""
+
+    path: str
+    size_bytes: int
+    sha256: str
+
+
+class CaseRecord(Record):
+    """The commit record of one case: it exists when this does.
+
+    `key` identifies the input: hash of the source files' hashes and of the recipe. `foreground` maps a class
+    value (as text; `any` for tissue of unlabelled volumes) to at most a few dozen voxels `(z, y, x)` of it,
+    for foreground-biased sampling; `voxels` counts the voxels of each class.
+    """
+
+    id: str
+    dataset: str
+    patient: str
+    task: str
+    group: str
+    split: SplitName
+    labelled: bool
+    modalities: tuple[str, ...]
+    geometry: Geometry
+    intensities: tuple[Intensity, ...]
+    foreground: dict[str, tuple[Shape, ...]]
+    voxels: dict[str, int]
+    sources: tuple[SourceFile, ...]
+    key: str
+    objects: tuple[StoredObject, ...]
+
+    @property
+    def shape(self) -> Shape:
+        """Stored shape `z y x`."""
+        return self.geometry.shape
+
+    @property
+    def image_path(self) -> str:
+        """Path of the case's OME-Zarr group, relative to the dataset's folder."""
+        return f"{self.id}.zarr"
+
+
+class Quarantined(Record):
+    """A case that could not be stored, and why."""
+
+    id: str
+    patient: str
+    key: str
+    reason: str
+    sources: tuple[str, ...]
+
+
+class ManifestHeader(Record):
+    """What holds for every case of a dataset; the first line of its manifest."""
+
+    format: Literal[1] = 1
+    dataset: str
+    task: str
+    group: str
+    classes: dict[int, str]
+    channels: tuple[str, ...]
+    recipe: dict[str, Any]
+    recipe_hash: str
+    code_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The committed cases of one dataset, sorted by id, and the hash of the manifest's bytes."""
+
+    header: ManifestHeader
+    cases: tuple[CaseRecord, ...]
+    sha256: str
+
+    @property
+    def dataset(self) -> str:
+        """Name of the dataset."""
+        return self.header.dataset
+
+
+# -------------------------------------------------------------------------------------------- after the store
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A box of one channel of one stored case; it may reach beyond the volume, where it is padded."""
+
+    dataset: str
+    case: str
+    channel: int
+    start: Shape
+    shape: Shape
+
+
+class Lineage(Record):
+    """Where a model comes from; logged with every run and registered version."""
+
+    config_hash: str
+    code_version: str
+    manifests: dict[str, str] = {}
+    parent_run: str | None = None
+    parent_model: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a job did: `summary` becomes the `--json` line, `lines` are for people."""
+
+    summary: Mapping[str, Any]
+    lines: tuple[str, ...] = ()
+    status: Literal["done", "failed", "interrupted"] = "done"
+    warnings: tuple[str, ...] = field(default=())
