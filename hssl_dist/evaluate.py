@@ -1,0 +1,21 @@
+"""python -m hssl_dist.evaluate --model models:/hssl-hippocampus@latest
+
+Score a fine-tuned network on the test patients of its dataset.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from hssl_dist.cli import run_verb
+from hssl_dist.config.finetune import EvaluateConfig
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the verb; returns the exit status."""
+    return run_verb("evaluate", EvaluateConfig, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,49 @@
+"""Files by path or URL: the same contract on local disk and on an object store's semantics."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from hssl_dist import files
+
+
+@pytest.fixture(params=["disk", "memory"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path) if request.param == "disk" else f"memory://{tmp_path.name}"
+
+
+def test_write_read_list_remove(root: str) -> None:
+    url = files.join(root, "a", "b.bin")
+    assert not files.exists(url)
+    files.write(url, b"one")
+    files.write(url, b"two")
+    files.write(files.join(root, "a", "c d.bin"), b"x")
+    assert files.read(url) == b"two"
+    assert files.listing(files.join(root, "a")) == ["b.bin", "c d.bin"]
+    assert list(files.walk(root)) == [url, files.join(root, "a", "c d.bin")]
+    assert files.is_folder(files.join(root, "a"))
+    assert files.sha256(url) == (hashlib.sha256(b"two").hexdigest(), 3)
+    files.remove(files.join(root, "a"))
+    files.remove(files.join(root, "a"))
+    assert not files.exists(url)
+    assert files.listing(files.join(root, "a")) == []
+
+
+def test_reading_what_is_not_there(root: str) -> None:
+    with pytest.raises(FileNotFoundError):
+        files.read(files.join(root, "none"))
+
+
+def test_a_failed_write_leaves_the_old_bytes(tmp_path: Path) -> None:
+    url = str(tmp_path / "kept")
+    files.write(url, b"old")
+    with pytest.raises(TypeError):
+        files.write(url, "not bytes")  # type: ignore[arg-type]
+    assert files.read(url) == b"old"
+
+
+def test_relative_and_local() -> None:
+    assert files.relative("s3://b/p/x/y", "s3://b/p") == "x/y"
+    assert files.is_local("/a/b")
+    assert not files.is_local("s3://b/p")
