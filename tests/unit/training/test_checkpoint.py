@@ -1,0 +1,121 @@
+"""The checkpoint store keeps what it says, on local disk and on an object store's semantics alike."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+
+import pytest
+import torch
+
+from hssl_dist import files
+from hssl_dist.errors import CheckpointError
+from hssl_dist.training.checkpoint import Checkpoint, CheckpointStore
+
+
+@pytest.fixture(params=["local", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> CheckpointStore:
+    url = str(tmp_path / "run") if request.param == "local" else f"memory://{uuid.uuid4().hex}/run"
+    return CheckpointStore(url)
+
+
+def checkpoint(step: int) -> Checkpoint:
+    generator = torch.Generator().manual_seed(step)
+    return Checkpoint(
+        step=step,
+        model={
+            "a.weight": torch.randn(3, 4, generator=generator).t(),
+            "b": torch.tensor(step + 0.5).double(),
+        },
+        optimizer={"exp_avg/a.weight": torch.randn(4, 3, generator=generator)},
+        state={"step": step, "history": [[1, {"loss": 0.1}]]},
+    )
+
+
+def test_a_checkpoint_comes_back_bit_for_bit(store: CheckpointStore) -> None:
+    saved = checkpoint(7)
+    store.save(saved)
+    loaded = store.load(7)
+    assert loaded.step == 7
+    assert loaded.state == saved.state == store.load_state(7)
+    for before, after in ((saved.model, loaded.model), (saved.optimizer, loaded.optimizer)):
+        assert before.keys() == after.keys()
+        for name in before:
+            assert after[name].dtype == before[name].dtype
+            assert torch.equal(after[name], before[name])
+
+
+def test_an_empty_store_has_no_latest(store: CheckpointStore) -> None:
+    assert store.latest() is None
+    with pytest.raises(CheckpointError, match="no checkpoint of step 3 at"):
+        store.load(3)
+
+
+def test_the_last_ones_and_the_best_of_each_series_stay(store: CheckpointStore) -> None:
+    for step, series, score in (
+        (1, "encoder", 5.0),
+        (2, "encoder", 3.0),
+        (3, "encoder", 4.0),
+        (4, "decoder", 9.0),
+        (5, "decoder", 9.5),
+        (6, "decoder", 9.9),
+        (7, "decoder", 9.7),
+    ):
+        store.save(checkpoint(step), series=series, score=score, keep_last=2)
+    assert store.steps() == [2, 4, 6, 7]
+    assert files.listing(store.url) == [f"step-{step:08d}" for step in (2, 4, 6, 7)]
+
+
+def test_a_save_without_commit_record_does_not_exist(store: CheckpointStore) -> None:
+    store.save(checkpoint(1))
+    store.save(checkpoint(2))
+    files.remove(files.join(store.url, "step-00000002", "commit.json"))
+    assert store.latest() == 1
+    store.save(checkpoint(3))
+    assert store.steps() == [1, 3]
+    assert files.listing(store.url) == ["step-00000001", "step-00000003"]
+
+
+def test_saving_a_step_again_replaces_it(store: CheckpointStore) -> None:
+    store.save(checkpoint(1))
+    other = checkpoint(2)
+    store.save(Checkpoint(step=1, model=other.model, optimizer=other.optimizer, state={"step": 1}))
+    assert torch.equal(store.load(1).model["a.weight"], other.model["a.weight"])
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
+def test_a_flipped_bit_is_named(store: CheckpointStore, name: str) -> None:
+    store.save(checkpoint(1))
+    url = files.join(store.url, "step-00000001", name)
+    data = bytearray(files.read(url))
+    data[-3] ^= 4
+    files.write(url, bytes(data))
+    with pytest.raises(CheckpointError) as caught:
+        store.load(1)
+    folder = files.join(store.url, "step-00000001")
+    assert str(caught.value) == (
+        f"{url} has other bytes than were saved (SHA-256 differs); "
+        f"remove {folder} to resume from an older checkpoint"
+    )
+
+
+def test_a_file_that_is_cut_short_or_missing_is_named(store: CheckpointStore) -> None:
+    store.save(checkpoint(1))
+    url = files.join(store.url, "step-00000001", "model.safetensors")
+    data = files.read(url)
+    files.write(url, data[:-1])
+    with pytest.raises(
+        CheckpointError,
+        match=f"model.safetensors has {len(data) - 1} bytes, its commit record says {len(data)}",
+    ):
+        store.load(1)
+    files.remove(url)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is missing"):
+        store.load(1)
+
+
+def test_a_torn_commit_record_is_named(store: CheckpointStore) -> None:
+    store.save(checkpoint(1))
+    files.write(files.join(store.url, "step-00000001", "commit.json"), b'{"step": 1')
+    with pytest.raises(CheckpointError, match=r"step-00000001/commit\.json is not a commit record"):
+        store.load(1)
