@@ -21,7 +21,7 @@ CONTOURS = ("#ffb000", "#4cc3ff", "#ff5fa2", "#5fe0a5", "#c9a2ff", "#ff8a5c", "#
 
 Slice = tuple["Float[np.ndarray, 'y x']", "UInt8[np.ndarray, 'y x'] | None"]
 
-_TILE_IN = 1.5
+_TILE_IN = 1.7
 
 
 def contour_colour(value: int) -> str:
@@ -38,7 +38,7 @@ def fullest_slice(label: UInt8[np.ndarray, "z y x"] | None, depth: int) -> int:
 
 def montage(
     slices: Sequence[tuple[str, Float[np.ndarray, "y x"], UInt8[np.ndarray, "y x"] | None]],
-    columns: int = 6,
+    columns: int = 4,
     spacing_mm: Sequence[tuple[float, float]] | None = None,
 ) -> bytes:
     """PNG of one tile per `(title, image, label)`, grey from the image's 1st to its 99th percentile.
@@ -57,7 +57,7 @@ def montage(
         height_mm, width_mm = (1.0, 1.0) if spacing_mm is None else spacing_mm[index]
         _draw(axes, image, label, aspect=height_mm / width_mm)
         axes.text(
-            0.03, 0.97, plain(title), transform=axes.transAxes, color="white", fontsize=6.5, va="top",
+            0.03, 0.97, plain(title), transform=axes.transAxes, color="white", fontsize=7.5, va="top",
             parse_math=False, bbox={"facecolor": "black", "alpha": 0.55, "pad": 1.2, "linewidth": 0},
         )  # fmt: skip
     return png(figure, background="black")

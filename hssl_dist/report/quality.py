@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hssl_dist.report.distributions import geometry_chart, intensity_chart
+from hssl_dist.report.distributions import geometry_charts, intensity_charts
 from hssl_dist.report.figures import inline_svg
 from hssl_dist.report.montage import contour_colour
 from hssl_dist.report.page import png_source, render
@@ -79,7 +79,7 @@ def quality_report(data: QualityData) -> str:
         classes=class_rows(data.header, records),
         splits=_split_rows(records),
         axes=_axis_rows(records) if records else (),
-        geometry_chart=_geometry_figure(records) if records else None,
+        geometry_charts=_geometry_figures(records) if records else (),
         intensity_charts=_intensity_figures(data.header, records) if records else (),
         quarantined=data.quarantined,
     )
@@ -164,16 +164,19 @@ def _axis_rows(records: Sequence[CaseRecord]) -> list[AxisRow]:
     return rows
 
 
-def _geometry_figure(records: Sequence[CaseRecord]) -> Markup:
-    alt = "Distributions of size and spacing along z, y and x; the table below has the numbers."
-    return inline_svg(geometry_chart([record.geometry for record in records]), alt)
+def _geometry_figures(records: Sequence[CaseRecord]) -> list[Markup]:
+    charts = geometry_charts([record.geometry for record in records])
+    return [
+        inline_svg(figure, f"Histogram over the cases: {title}, source and stored.")
+        for title, figure in charts.items()
+    ]
 
 
 def _intensity_figures(header: ManifestHeader, records: Sequence[CaseRecord]) -> list[Markup]:
     figures = []
     for channel, modality in enumerate(header.channels):
-        intensities = [r.intensities[channel] for r in records if channel < len(r.intensities)]
+        intensities = [record.intensities[channel] for record in records]
         name = modality.upper() if len(header.channels) == 1 else f"channel {channel} ({modality.upper()})"
-        alt = f"Intensities of {name}, case by case, in the source and as stored."
-        figures.append(inline_svg(intensity_chart(name, intensities), alt))
+        for title, figure in intensity_charts(name, intensities).items():
+            figures.append(inline_svg(figure, f"Range and mean of the intensities, case by case: {title}."))
     return figures
