@@ -15,13 +15,13 @@ class NetworkConfig(Part):
     widths: tuple[PositiveInt, ...] = (16, 32, 64, 128, 128)
     """Feature channels of each stage."""
     strides: tuple[Size, ...] = ((1, 1, 1), (1, 2, 2), (2, 2, 2), (2, 2, 2), (1, 2, 2))
-    """Stride z y x with which each stage starts."""
+    """Stride z y x with which each stage starts; the first must be (1, 1, 1)."""
     kernels: tuple[Size, ...] = ((1, 3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3))
-    """Kernel size z y x of each stage."""
+    """Kernel size z y x of each stage, odd."""
     encoder_blocks: tuple[PositiveInt, ...] = (1, 2, 2, 2, 2)
     """Residual blocks of each encoder stage."""
     decoder_blocks: tuple[PositiveInt, ...] = (1, 1, 1, 1)
-    """Convolutions of each decoder stage, finest last stage first as in `widths`, one fewer."""
+    """Convolutions of each decoder stage, finest first as in `widths`, one entry fewer."""
 
     @model_validator(mode="after")
     def _same_depth(self) -> Self:
@@ -33,6 +33,18 @@ class NetworkConfig(Part):
                 )
         if len(self.decoder_blocks) != depth - 1:
             raise ValueError(f"decoder_blocks has {len(self.decoder_blocks)} entries, give {depth - 1}")
+        return self
+
+    @model_validator(mode="after")
+    def _buildable(self) -> Self:
+        if len(self.widths) < 2:
+            raise ValueError(f"widths has {len(self.widths)} entries, a U-Net needs at least 2")
+        if self.strides[0] != (1, 1, 1):
+            raise ValueError(
+                f"strides start with {self.strides[0]}; the first stage must keep the image's size: give (1, 1, 1)"
+            )
+        if even := [kernel for kernel in self.kernels if any(size % 2 == 0 for size in kernel)]:
+            raise ValueError(f"kernel {even[0]} has an even size; give odd ones, which keep the image's size")
         return self
 
     @property

@@ -1,0 +1,140 @@
+"""Ranks and what they tell each other: counts, rows, sums, objects, barriers.
+
+Every function also works in one process without a process group, where it is the identity. Sizes are
+exchanged at each call and never kept, so ragged batches and worlds that grow or shrink are fine. All ranks
+must call the same functions in the same order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Num
+from torch import Tensor
+
+from hssl_dist.errors import TrainingError
+
+T = TypeVar("T")
+
+
+def is_distributed() -> bool:
+    """Whether this process belongs to a process group."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    """Number of this process in its group; 0 without one."""
+    return dist.get_rank() if is_distributed() else 0
+
+
+def world_size() -> int:
+    """Number of processes in the group; 1 without one."""
+    return dist.get_world_size() if is_distributed() else 1
+
+
+@dataclass(frozen=True, slots=True)
+class GatheredRows:
+    """Rows of all ranks in rank order, and which of them are this rank's.
+
+    `counts` has one entry per rank; `rows[start : start + counts[rank()]]` are this rank's own.
+    """
+
+    rows: Tensor
+    counts: tuple[int, ...]
+    start: int
+
+
+def gather_rows(x: Num[Tensor, "n ..."], counts: tuple[int, ...] | None = None) -> GatheredRows:
+    """The rows of all ranks, without a gradient; ranks may hold different numbers of rows, also none.
+
+    `counts` of an earlier call with the same row numbers saves the exchange of counts.
+    """
+    x = x.detach()
+    if not is_distributed():
+        return GatheredRows(x, (x.shape[0],), 0)
+    counts = counts or gather_counts(x.shape[0], x.device)
+    padded = x.new_zeros((max(counts), *x.shape[1:]))
+    padded[: x.shape[0]] = x
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded)
+    rows = torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+    return GatheredRows(rows, counts, sum(counts[: rank()]))
+
+
+def gather_counts(count: int, device: torch.device) -> tuple[int, ...]:
+    """The number each rank passes, in rank order; `device` is one the process group can send from."""
+    if not is_distributed():
+        return (count,)
+    own = torch.tensor([count], dtype=torch.int64, device=device)
+    parts = [torch.empty_like(own) for _ in range(world_size())]
+    dist.all_gather(parts, own)
+    return tuple(int(part) for part in parts)
+
+
+class _AllGather(torch.autograd.Function):
+    """Gather forward; backward sums what every rank's loss says about this rank's rows."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        gathered = gather_rows(x)
+        ctx.start, ctx.count = gathered.start, x.shape[0]
+        return gathered.rows
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        total = all_reduce_sum(grad_outputs[0])
+        return total[ctx.start : ctx.start + ctx.count]
+
+
+def all_gather_ragged(x: Num[Tensor, "n ..."]) -> Num[Tensor, "total ..."]:
+    """The rows of all ranks in rank order, with a gradient; ranks may hold different numbers of rows.
+
+    The gradient of a local row is the sum over ranks of the gradients of their losses; its backward pass is
+    a collective, so every rank must run it.
+    """
+    if not is_distributed():
+        return x
+    gathered: Tensor = _AllGather.apply(x)  # type: ignore[no-untyped-call]
+    return gathered
+
+
+def all_reduce_sum(x: Num[Tensor, "*shape"]) -> Num[Tensor, "*shape"]:
+    """The sum over ranks, without a gradient; `x` is left as it is."""
+    total = x.detach().clone(memory_format=torch.contiguous_format)
+    if is_distributed():
+        dist.all_reduce(total)
+    return total
+
+
+def broadcast_object(value: T, src: int = 0) -> T:
+    """The object that rank `src` passes, on every rank."""
+    if not is_distributed():
+        return value
+    box: list[Any] = [value]
+    dist.broadcast_object_list(box, src=src)
+    received: T = box[0]
+    return received
+
+
+def barrier(timeout_s: float = 600.0) -> None:
+    """Wait for all ranks. Raises TrainingError after `timeout_s` seconds, with the missing ranks on gloo."""
+    if not is_distributed():
+        return
+    deadline = timedelta(seconds=timeout_s)
+    try:
+        if dist.get_backend() == "gloo":
+            dist.monitored_barrier(timeout=deadline, wait_all_ranks=True)
+        else:
+            work = dist.barrier(async_op=True)
+            if work is not None:
+                work.wait(deadline)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise TrainingError(
+            f"rank {rank()} of {world_size()} waited {timeout_s:g} s for the other ranks: {reason}; "
+            "look at their logs"
+        ) from error

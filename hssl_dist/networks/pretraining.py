@@ -1,0 +1,141 @@
+"""The network that is pretrained: a U-Net's encoder and decoder with one head per term of the loss.
+
+Encoder stage: the deepest encoder features are pooled (their mean and maximum: instance norm pins each
+channel's mean before the last shortcut, so the mean alone tells little) and go to the projector and the task
+and group heads. Decoder stage: the finest decoder features go to the dense and the restoration head. A head
+exists only if its term's weight is not zero, so in each stage every trainable parameter gets a gradient and
+DDP needs no search for unused ones.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hssl_dist.networks.unet import ResidualEncoder, ResidualUNet, UNetDecoder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from hssl_dist.config.network import NetworkConfig
+    from hssl_dist.config.pretrain import ObjectiveConfig
+
+Stage = Literal["encoder", "decoder"]
+
+STAGE_PARTS: dict[Stage, tuple[str, ...]] = {
+    "encoder": ("projector", "task_head", "group_head", "log_temperature"),
+    "decoder": ("decoder", "dense_head", "restoration_head"),
+}
+"""Parts each stage trains, besides the encoder."""
+
+
+@dataclass(frozen=True, slots=True)
+class PretrainingOutput:
+    """What the heads say; None where the stage or the objective has no such term. Nothing is unit-length."""
+
+    embedding: Float[Tensor, "b d"] | None = None
+    task_logits: Float[Tensor, "b tasks"] | None = None
+    group_logits: Float[Tensor, "b groups"] | None = None
+    dense: Float[Tensor, "b e z y x"] | None = None
+    restored: Float[Tensor, "b c z y x"] | None = None
+
+
+class PretrainingNetwork(nn.Module):
+    """Encoder, decoder and the heads of both stages; build it with `build_pretraining_network`.
+
+    Under DDP: `set_stage` first, then wrap this module, then one forward pass per backward pass (put both
+    views, and the corrupted ones, into one batch).
+    """
+
+    def __init__(
+        self,
+        network: NetworkConfig,
+        objective: ObjectiveConfig,
+        tasks: int,
+        groups: int,
+        in_channels: int,
+    ) -> None:
+        super().__init__()
+        finest, deepest = network.widths[0], network.widths[-1]
+        pooled = 2 * deepest
+        self.encoder = ResidualEncoder(network, in_channels)
+        self.decoder = UNetDecoder(network)
+        self.projector = (
+            nn.Sequential(
+                nn.Linear(pooled, pooled),
+                nn.ReLU(inplace=True),
+                nn.Linear(pooled, objective.projection_size),
+            )
+            if objective.image_weight
+            else None
+        )
+        self.task_head = nn.Linear(pooled, tasks) if objective.task_weight else None
+        self.group_head = nn.Linear(pooled, groups) if objective.group_weight else None
+        # A linear map to more channels than it reads would span no larger space, only cost memory.
+        self.dense_head = nn.Conv3d(finest, finest, kernel_size=1) if objective.dense_weight else None
+        self.restoration_head = (
+            nn.Conv3d(finest, in_channels, kernel_size=1) if objective.restoration_weight else None
+        )
+        self.learn_temperature = objective.learn_temperature and objective.image_weight > 0
+        self.log_temperature = nn.Parameter(
+            torch.tensor(math.log(objective.temperature)), requires_grad=self.learn_temperature
+        )
+
+    def forward(self, images: Float[Tensor, "b c z y x"], stage: Stage) -> PretrainingOutput:
+        """The heads' outputs for a stage."""
+        features = self.encoder(images)
+        if stage == "encoder":
+            pooled = pool(features[-1])
+            return PretrainingOutput(
+                embedding=_apply(self.projector, pooled),
+                task_logits=_apply(self.task_head, pooled),
+                group_logits=_apply(self.group_head, pooled),
+            )
+        decoded = self.decoder(features)[-1]
+        return PretrainingOutput(
+            dense=_apply(self.dense_head, decoded), restored=_apply(self.restoration_head, decoded)
+        )
+
+    @property
+    def temperature(self) -> Float[Tensor, ""]:
+        """The image level's temperature, with a gradient if it is learnt."""
+        return self.log_temperature.exp()
+
+    def set_stage(self, stage: Stage, encoder_trainable: bool = True) -> None:
+        """Make exactly the stage's parameters require a gradient; do it before wrapping in DDP."""
+        parts = set(STAGE_PARTS[stage]) | ({"encoder"} if encoder_trainable else set())
+        for name, parameter in self.named_parameters():
+            part = name.partition(".")[0]
+            parameter.requires_grad_(part in parts and (part != "log_temperature" or self.learn_temperature))
+
+    def stage_parameters(self, stage: Stage) -> Iterator[tuple[str, nn.Parameter]]:
+        """Names and parameters a stage trains besides the encoder's: they take the full learning rate."""
+        for name, parameter in self.named_parameters():
+            if name.partition(".")[0] in STAGE_PARTS[stage] and parameter.requires_grad:
+                yield name, parameter
+
+
+def pool(features: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b two_c"]:
+    """Mean and maximum of each channel over the voxels."""
+    return torch.cat((features.mean(dim=(2, 3, 4)), features.amax(dim=(2, 3, 4))), dim=1)
+
+
+def _apply(head: nn.Module | None, features: Tensor) -> Tensor | None:
+    return None if head is None else head(features)
+
+
+def build_pretraining_network(
+    network: NetworkConfig, objective: ObjectiveConfig, tasks: int, groups: int, in_channels: int = 1
+) -> PretrainingNetwork:
+    """The network of a pretraining config, with new weights from torch's random state."""
+    return PretrainingNetwork(network, objective, tasks, groups, in_channels)
+
+
+def build_segmentation_network(network: NetworkConfig, in_channels: int, classes: int) -> ResidualUNet:
+    """A U-Net with deep supervision and new weights; `classes` counts the background."""
+    return ResidualUNet(network, in_channels, classes, deep_supervision=True)

@@ -1,0 +1,195 @@
+"""The residual encoder-decoder U-Net: blocks, encoder, decoder, segmentation network.
+
+Same structure and numerics as nnU-Net's `ResidualEncoderUNet` (dynamic_network_architectures): a stem, stages
+of residual blocks that downsample by their first convolution and shortcut by average pooling and a 1x1x1
+convolution, transposed convolutions back up, affine instance norm, leaky ReLU. `keymaps` translates the
+parameter names. Norms are per sample, so results depend neither on the batch nor on the number of ranks.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hssl_dist.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from hssl_dist.config.network import NetworkConfig
+    from hssl_dist.records import Shape
+
+NEGATIVE_SLOPE = 0.01
+NORM_EPSILON = 1e-5
+
+
+class InstanceNorm(nn.Module):
+    """Affine normalisation of each channel of each sample over its voxels.
+
+    A single voxel has no statistics: there only the affine part applies, so that its value is not lost.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b c z y x"]:
+        if x.shape[2:].numel() == 1:
+            return x * self.weight[:, None, None, None] + self.bias[:, None, None, None]
+        return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=NORM_EPSILON)
+
+
+class ConvNorm(nn.Module):
+    """Convolution that keeps the size up to its stride, then instance norm, then leaky ReLU if `active`."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: Shape,
+        stride: Shape = (1, 1, 1),
+        *,
+        active: bool = True,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
+        self.conv = nn.Conv3d(in_channels, out_channels, kernel, stride, padding, bias=bias)
+        self.norm = InstanceNorm(out_channels)
+        self.active = active
+
+    def forward(self, x: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b d w v u"]:
+        x = self.norm(self.conv(x))
+        return F.leaky_relu(x, NEGATIVE_SLOPE, inplace=True) if self.active else x
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions around a shortcut that pools where they stride and projects where widths differ."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: Shape, stride: Shape) -> None:
+        super().__init__()
+        self.conv1 = ConvNorm(in_channels, out_channels, kernel, stride)
+        self.conv2 = ConvNorm(out_channels, out_channels, kernel, active=False)
+        shortcut: list[nn.Module] = []
+        if stride != (1, 1, 1):
+            shortcut.append(nn.AvgPool3d(stride, stride))
+        if in_channels != out_channels:
+            shortcut.append(ConvNorm(in_channels, out_channels, (1, 1, 1), active=False, bias=False))
+        self.skip = nn.Sequential(*shortcut)
+
+    def forward(self, x: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b d w v u"]:
+        return F.leaky_relu(self.conv2(self.conv1(x)) + self.skip(x), NEGATIVE_SLOPE, inplace=True)
+
+
+class ResidualEncoder(nn.Module):
+    """Images to features of every stage, finest first; stage `i` has `config.widths[i]` channels.
+
+    Raises ConfigError if an image's size is not a multiple of the network's reduction.
+    """
+
+    def __init__(self, config: NetworkConfig, in_channels: int) -> None:
+        super().__init__()
+        self.reduction = config.reduction
+        self.stem = ConvNorm(in_channels, config.widths[0], config.kernels[0])
+        self.stages = nn.ModuleList()
+        before = config.widths[0]
+        for width, kernel, stride, blocks in zip(
+            config.widths, config.kernels, config.strides, config.encoder_blocks, strict=True
+        ):
+            self.stages.append(
+                nn.Sequential(
+                    ResidualBlock(before, width, kernel, stride),
+                    *(ResidualBlock(width, width, kernel, (1, 1, 1)) for _ in range(blocks - 1)),
+                )
+            )
+            before = width
+        _initialise(self)
+
+    def forward(self, images: Float[Tensor, "b c z y x"]) -> list[Tensor]:
+        size = tuple(images.shape[2:])
+        if any(length % factor for length, factor in zip(size, self.reduction, strict=True)):
+            raise ConfigError(
+                f"the network got images of {size} voxels; it reduces by {self.reduction}: "
+                "choose a patch size that is a multiple of it on each axis"
+            )
+        features = []
+        x = self.stem(images)
+        for stage in self.stages:
+            x = stage(x)
+            features.append(x)
+        return features
+
+
+class UNetDecoder(nn.Module):
+    """Encoder features (finest first) to decoder features in order of computation: coarsest first.
+
+    The last has `config.widths[0]` channels at the size of the image.
+    """
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.upsampling = nn.ModuleList()
+        self.stages = nn.ModuleList()
+        for level in reversed(range(len(config.widths) - 1)):
+            width, below = config.widths[level], config.widths[level + 1]
+            kernel, stride = config.kernels[level], config.strides[level + 1]
+            self.upsampling.append(nn.ConvTranspose3d(below, width, stride, stride))
+            self.stages.append(
+                nn.Sequential(
+                    ConvNorm(2 * width, width, kernel),
+                    *(ConvNorm(width, width, kernel) for _ in range(config.decoder_blocks[level] - 1)),
+                )
+            )
+        _initialise(self)
+
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        x = features[-1]
+        decoded = []
+        for upsample, stage, skip in zip(self.upsampling, self.stages, reversed(features[:-1]), strict=True):
+            x = stage(torch.cat((upsample(x), skip), dim=1))
+            decoded.append(x)
+        return decoded
+
+
+class ResidualUNet(nn.Module):
+    """Encoder, decoder and one 1x1x1 segmentation head per decoder stage (coarsest first, like the stages).
+
+    `classes` counts the background. Gives logits `b classes z y x`; in training with `deep_supervision`, a
+    list of them, finest first. All heads exist either way, so weights always fit.
+    """
+
+    def __init__(
+        self, config: NetworkConfig, in_channels: int, classes: int, deep_supervision: bool = True
+    ) -> None:
+        super().__init__()
+        self.deep_supervision = deep_supervision
+        self.encoder = ResidualEncoder(config, in_channels)
+        self.decoder = UNetDecoder(config)
+        self.heads = nn.ModuleList(
+            nn.Conv3d(width, classes, kernel_size=1) for width in reversed(config.widths[:-1])
+        )
+        _initialise(self.heads)
+
+    def forward(self, images: Float[Tensor, "b c z y x"]) -> Tensor | list[Tensor]:
+        decoded = self.decoder(self.encoder(images))
+        if self.deep_supervision and self.training:
+            pairs = zip(self.heads, decoded, strict=True)
+            return [head(features) for head, features in pairs][::-1]
+        logits: Tensor = self.heads[-1](decoded[-1])
+        return logits
+
+
+def _initialise(part: nn.Module) -> None:
+    """He's initialisation for leaky ReLU; residual branches start at zero, so blocks start as shortcuts."""
+    for module in part.modules():
+        if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
+            nn.init.kaiming_normal_(module.weight, a=NEGATIVE_SLOPE)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, ResidualBlock):
+            nn.init.zeros_(module.conv2.norm.weight)

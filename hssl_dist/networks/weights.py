@@ -1,0 +1,145 @@
+"""Models on disk: a folder with `model.safetensors` and `model.json`.
+
+The JSON file has the model's card and the size and SHA-256 of the weights; it is written last, so a folder
+without it is no model. Nothing in it is code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any, Literal
+
+import safetensors.torch
+from pydantic import Field, ValidationError
+
+from hssl_dist import files
+from hssl_dist.config.network import NetworkConfig
+from hssl_dist.errors import CheckpointError
+from hssl_dist.networks.pretraining import build_segmentation_network
+from hssl_dist.records import Lineage, Record
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from torch import Tensor, nn
+
+    from hssl_dist.networks.unet import ResidualUNet
+
+WEIGHTS_NAME = "model.safetensors"
+CARD_NAME = "model.json"
+
+
+class ModelCard(Record):
+    """What is needed to rebuild a model, to use it and to tell where it comes from.
+
+    `network` is the dump of its NetworkConfig; `classes` names the label values of a segmentation model;
+    `tasks` and `groups` the hierarchy of a pretrained one.
+    """
+
+    kind: Literal["pretrained", "segmentation"]
+    network: dict[str, Any]
+    in_channels: int
+    classes: dict[int, str] = Field(default={})
+    tasks: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    dataset: str | None = None
+    split: dict[str, Any] | None = None
+    metrics: dict[str, float] = Field(default={})
+    lineage: Lineage
+    extra: dict[str, Any] = Field(default={})
+
+
+class _WeightsFile(Record):
+    size_bytes: int
+    sha256: str
+
+
+class _CardFile(Record):
+    format: Literal[1] = 1
+    weights: _WeightsFile
+    card: ModelCard
+
+
+def save_model(folder: Path, state: Mapping[str, Tensor], card: ModelCard) -> None:
+    """Write a model; an existing one is replaced. Tensors may be on any device."""
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    data = safetensors.torch.save(tensors)
+    weights = _WeightsFile(size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    content = _CardFile(weights=weights, card=card).model_dump(mode="json")
+    files.write(str(folder / WEIGHTS_NAME), data)
+    files.write(str(folder / CARD_NAME), json.dumps(content, indent=2, sort_keys=True).encode() + b"\n")
+
+
+def load_model(folder: Path) -> tuple[ModelCard, dict[str, Tensor]]:
+    """A model's card and weights (on the CPU).
+
+    Raises CheckpointError if a file is missing, is not of this format, or the weights are not those of the
+    card.
+    """
+    content = _read_card(folder / CARD_NAME)
+    path = folder / WEIGHTS_NAME
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing, its card is there; copy the whole folder again")
+    data = path.read_bytes()
+    found = _WeightsFile(size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    if found != content.weights:
+        raise CheckpointError(
+            f"{path} has {found.size_bytes} bytes with SHA-256 {found.sha256[:12]}, its card says "
+            f"{content.weights.size_bytes} bytes with {content.weights.sha256[:12]}; copy the folder again"
+        )
+    return content.card, safetensors.torch.load(data)
+
+
+def build_from_card(card: ModelCard) -> ResidualUNet:
+    """The network a segmentation model's card describes, with new weights.
+
+    Raises CheckpointError for a pretrained model (it has no classes) or a network this version cannot build.
+    """
+    if card.kind != "segmentation" or not card.classes:
+        raise CheckpointError(
+            "the model is a pretrained one and has no segmentation head; fine-tune it first"
+        )
+    return build_segmentation_network(network_config(card), card.in_channels, class_count(card.classes))
+
+
+def network_config(card: ModelCard) -> NetworkConfig:
+    """The config of the card's network. Raises CheckpointError if this version does not understand it."""
+    try:
+        return NetworkConfig.model_validate(card.network)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise CheckpointError(
+            f"the model's network config is not one of this version: {key}: {first['msg']}"
+        ) from error
+
+
+def class_count(classes: Mapping[int, str]) -> int:
+    """Outputs of a network for label values `classes`: one for each value up to the largest, and 0."""
+    return 1 + max(classes)
+
+
+def load_state(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load weights that must fit exactly. Raises CheckpointError naming the first that does not."""
+    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise CheckpointError(
+                f"the weights do not fit the network: {name} is {found.get(name, 'missing')}, "
+                f"expected {expected.get(name, 'no such parameter')}"
+            )
+    network.load_state_dict(dict(state))
+
+
+def _read_card(path: Path) -> _CardFile:
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing: the folder has no complete model; give a model's folder")
+    try:
+        return _CardFile.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "content"
+        raise CheckpointError(f"{path} is not a model card of this version: {key}: {first['msg']}") from error
