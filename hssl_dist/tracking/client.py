@@ -1,0 +1,135 @@
+"""The connection to MLflow: its environment, the SQLite folder, the experiment, and errors in one line.
+
+Every call passes the URI of the config, so nothing depends on (or changes) MLflow's global state.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hssl_dist.errors import HsslError, TrackingError
+from hssl_dist.records import Lineage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mlflow import MlflowClient
+
+    from hssl_dist.config.parts import TrackingConfig
+
+_SQLITE = "sqlite:///"
+_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
+_ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    # MLflow's own defaults (7 retries, 120 s each) would hold training up for minutes.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    # Standard output is for results, and progress has its own place.
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+}
+
+
+def connect(config: TrackingConfig) -> MlflowClient:
+    """A client of the tracking server and the registry at `config.uri`.
+
+    Sets the MLflow variables of the environment that the user has not set (they count only before the
+    first import of mlflow), and makes the folder of a SQLite file. Raises TrackingError.
+    """
+    for key, value in _ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+    with refusals(config, "opening the tracking store"):
+        if config.uri.startswith(_SQLITE):
+            _sqlite_folder(config.uri).mkdir(parents=True, exist_ok=True)
+        with warnings.catch_warnings():
+            # MLflow uses a SQLAlchemy option that SQLAlchemy has deprecated; not ours to mend.
+            warnings.filterwarnings("ignore", message=".*loader strategy is deprecated")
+            from mlflow import MlflowClient
+
+            return MlflowClient(tracking_uri=config.uri, registry_uri=config.uri)
+
+
+def experiment_id(client: MlflowClient, config: TrackingConfig) -> str:
+    """The experiment's id, made if need be; artifacts of a SQLite store go to `mlartifacts` beside it."""
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(config.experiment)
+    if found is None:
+        location = None
+        if config.uri.startswith(_SQLITE):
+            location = (_sqlite_folder(config.uri) / "mlartifacts").as_uri()
+        try:
+            return str(client.create_experiment(config.experiment, artifact_location=location))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = client.get_experiment_by_name(config.experiment)  # another process was quicker
+            if found is None:
+                raise
+    if found.lifecycle_stage == "deleted":
+        raise TrackingError(
+            f"experiment {config.experiment!r} at {shown(config.uri)} is deleted; "
+            "restore it or choose another name with tracking.experiment"
+        )
+    return str(found.experiment_id)
+
+
+@contextmanager
+def refusals(config: TrackingConfig, action: str) -> Iterator[None]:
+    """Turns whatever MLflow raises inside into a TrackingError of one line."""
+    try:
+        yield
+    except HsslError:
+        raise
+    except Exception as error:
+        raise TrackingError(
+            f"{action} failed at {shown(config.uri)}: {reason(error)}; check tracking.uri and the server"
+        ) from error
+
+
+def is_absent(error: Exception) -> bool:
+    """Whether an MLflow error says that the thing asked for does not exist."""
+    return getattr(error, "error_code", "") in {"RESOURCE_DOES_NOT_EXIST", "NOT_FOUND"}
+
+
+def reason(error: BaseException, limit: int = 200) -> str:
+    """Why it failed, in one line of at most `limit` characters and without credentials.
+
+    A refused connection or a timeout below MLflow's error says more than MLflow's text around it.
+    """
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, ConnectionError | TimeoutError) and inner.strerror:
+            return inner.strerror
+        inner = inner.__cause__ or inner.__context__
+    text = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    text = _CREDENTIALS.sub("", text)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def shown(uri: str) -> str:
+    """The URI without the user name and password it may carry."""
+    return _CREDENTIALS.sub("", uri)
+
+
+def lineage_tags(lineage: Lineage) -> dict[str, str]:
+    """The lineage as `hssl.*` tags of a run or a registered version; what is unknown has no tag."""
+    tags = {"hssl.config_hash": lineage.config_hash, "hssl.code_version": lineage.code_version}
+    tags |= {f"hssl.manifest.{dataset}": sha256 for dataset, sha256 in lineage.manifests.items()}
+    if lineage.parent_run is not None:
+        tags["hssl.parent_run"] = lineage.parent_run
+    if lineage.parent_model is not None:
+        tags["hssl.parent_model"] = lineage.parent_model
+    return tags
+
+
+def _sqlite_folder(uri: str) -> Path:
+    return Path(uri.removeprefix(_SQLITE)).parent

@@ -1,0 +1,238 @@
+"""The model registry: folders of safetensors and JSON, never pickles, registered and fetched by name.
+
+MLflow keeps the alias `latest` for itself: it always names the newest version of a model. So registering
+under `latest` needs no alias, and `models:/name@latest` works everywhere.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hssl_dist import files
+from hssl_dist.errors import CheckpointError, ConfigError, MissingError
+from hssl_dist.tracking.client import connect, is_absent, lineage_tags, refusals, shown
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel
+    from mlflow.entities.model_registry import ModelVersion
+
+    from hssl_dist.config.parts import TrackingConfig
+    from hssl_dist.records import Lineage
+
+LATEST = "latest"
+_ALLOWED_SUFFIXES = (".safetensors", ".json")
+_MODEL_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>[0-9]+|latest))")
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A registered version; `uri` is `models:/name/version`."""
+
+    name: str
+    version: int
+
+    @property
+    def uri(self) -> str:
+        """The URI that names exactly this version."""
+        return f"models:/{self.name}/{self.version}"
+
+
+@dataclass(frozen=True)
+class FetchedModel:
+    """A model's files in a local folder. Hold on to this record while you read: downloads go with it.
+
+    `uri` names the model exactly (an alias is resolved); `name` and `version` are None unless it came from
+    the registry, `run_id` is None if it came from a path.
+    """
+
+    folder: Path
+    uri: str
+    name: str | None = None
+    version: int | None = None
+    run_id: str | None = None
+
+
+def register_model(
+    config: TrackingConfig, folder: Path, name: str, run_id: str, lineage: Lineage, alias: str = LATEST
+) -> Version:
+    """Upload a model's folder, register it as the next version of `name` and give that version an alias.
+
+    The version carries the lineage as tags. Raises TrackingError, and CheckpointError for a folder that
+    holds anything but safetensors and JSON.
+    """
+    _check_folder(folder)
+    client = connect(config)
+    tags = {"hssl.run_id": run_id, **lineage_tags(lineage)}
+    with refusals(config, f"registering {name!r}"):
+        run = client.get_run(run_id)
+        model = client.create_logged_model(
+            run.info.experiment_id, name=name, source_run_id=run_id, tags=tags, model_type="checkpoint"
+        )
+        client.log_model_artifacts(model.model_id, str(folder))
+        client.finalize_logged_model(model.model_id, "READY")
+        _ensure_name(client, name)
+        # The artifact's own location, not `models:/<id>`: MLflow would look that up in its global URI.
+        made = client.create_model_version(
+            name, source=model.artifact_location, run_id=run_id, tags=tags, model_id=model.model_id
+        )
+        if alias != LATEST:
+            client.set_registered_model_alias(name, alias, str(made.version))
+    return Version(name, int(made.version))
+
+
+def fetch_model(config: TrackingConfig, uri: str) -> FetchedModel:
+    """The files of `models:/name@alias`, `models:/name/version`, `runs:/id`, or of a local or remote folder.
+
+    Raises MissingError that lists what there is, ConfigError for a URI of no such form, TrackingError.
+    """
+    if uri.startswith("models:/"):
+        return _fetch_version(config, uri)
+    if uri.startswith("runs:/"):
+        return _fetch_from_run(config, uri)
+    return _fetch_folder(uri)
+
+
+def set_alias(config: TrackingConfig, name: str, version: int | None, alias: str) -> Version:
+    """Move an alias to a version (the newest if None). Raises MissingError, ConfigError, TrackingError."""
+    if alias.lower() == LATEST:
+        raise ConfigError("alias 'latest' always names the newest version; choose another, e.g. champion")
+    client = connect(config)
+    with refusals(config, f"promoting {name!r}"):
+        chosen = _find_version(client, config, name, version or LATEST)
+        client.set_registered_model_alias(name, alias, str(chosen.version))
+    return Version(name, int(chosen.version))
+
+
+def _fetch_version(config: TrackingConfig, uri: str) -> FetchedModel:
+    match = _MODEL_URI.fullmatch(uri)
+    if match is None:
+        raise ConfigError(f"{uri!r} names no version; write models:/name@alias or models:/name/version")
+    client = connect(config)
+    with refusals(config, f"fetching {uri!r}"):
+        wanted = match["alias"] or match["version"]
+        if match["version"] and match["version"] != LATEST:
+            found = _find_version(client, config, match["name"], int(wanted))
+        else:
+            found = _find_version(client, config, match["name"], wanted)
+        source = client.get_model_version_download_uri(found.name, str(found.version))
+        exact = Version(found.name, int(found.version))
+        return _downloaded(config, source, exact.uri, exact.name, exact.version, found.run_id)
+
+
+def _fetch_from_run(config: TrackingConfig, uri: str) -> FetchedModel:
+    run_id = uri.removeprefix("runs:/").strip("/")
+    client = connect(config)
+    with refusals(config, f"fetching {uri!r}"):
+        try:
+            run = client.get_run(run_id)
+        except Exception as error:
+            if not is_absent(error):
+                raise
+            raise MissingError(f"no run {run_id!r} at {shown(config.uri)}; check the id") from error
+        model = _newest_model(client, run.info.experiment_id, run_id)
+        if model is None:
+            raise MissingError(f"run {run_id} has registered no model; let it finish first")
+        return _downloaded(config, model.artifact_location, f"runs:/{run_id}", run_id=run_id)
+
+
+def _fetch_folder(url: str) -> FetchedModel:
+    url = files.resolve(url)
+    names = files.listing(url)
+    if "model.json" not in names:
+        raise MissingError(
+            f"no model at {url}: there is no model.json; "
+            "give a model's folder, models:/name@alias, models:/name/version or runs:/id"
+        )
+    if files.is_local(url):
+        return FetchedModel(Path(url), url)
+    folder = Path(tempfile.mkdtemp(prefix="hssl-model-"))
+    fetched = _owning(FetchedModel(folder, url), folder)
+    for name in names:
+        if name.endswith(_ALLOWED_SUFFIXES):
+            (folder / name).write_bytes(files.read(files.join(url, name)))
+    return fetched
+
+
+def _find_version(client: MlflowClient, config: TrackingConfig, name: str, wanted: str | int) -> ModelVersion:
+    """The version of that number or alias."""
+    try:
+        if isinstance(wanted, int):
+            return client.get_model_version(name, str(wanted))
+        return client.get_model_version_by_alias(name, wanted)
+    except Exception as error:
+        # An absent alias is reported as an invalid parameter.
+        if not is_absent(error) and getattr(error, "error_code", "") != "INVALID_PARAMETER_VALUE":
+            raise
+        raise MissingError(_what_there_is(client, config, name, wanted)) from error
+
+
+def _what_there_is(client: MlflowClient, config: TrackingConfig, name: str, wanted: str | int) -> str:
+    models = {model.name: model for model in client.search_registered_models(max_results=100)}
+    where = f"in the registry at {shown(config.uri)}"
+    if name not in models:
+        known = f"it has {', '.join(sorted(models))}" if models else "it has none; run `hssl pretrain` first"
+        return f"no model {name!r} {where}: {known}"
+    versions = sorted(int(v.version) for v in client.search_model_versions(f"name = '{name}'"))
+    aliases = sorted(models[name].aliases)
+    what = f"version {wanted}" if isinstance(wanted, int) else f"alias {wanted!r}"
+    having = f"versions {', '.join(map(str, versions))}" if versions else "no versions"
+    return f"model {name!r} {where} has no {what}: it has {having}, aliases {', '.join([*aliases, LATEST])}"
+
+
+def _newest_model(client: MlflowClient, experiment: str, run_id: str) -> LoggedModel | None:
+    found = client.search_logged_models(
+        [experiment],
+        filter_string=f"source_run_id = '{run_id}'",
+        order_by=[{"field_name": "creation_timestamp", "ascending": False}],
+    )
+    return next((model for model in found if model.status.value == "READY"), None)
+
+
+def _ensure_name(client: MlflowClient, name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _check_folder(folder: Path) -> None:
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if not names:
+        raise CheckpointError(f"{folder} holds no model; save one there first")
+    if strange := [name for name in names if not name.endswith(_ALLOWED_SUFFIXES)]:
+        raise CheckpointError(f"{folder / strange[0]} is neither safetensors nor JSON; it is not registered")
+
+
+def _downloaded(
+    config: TrackingConfig,
+    source: str,
+    uri: str,
+    name: str | None = None,
+    version: int | None = None,
+    run_id: str | None = None,
+) -> FetchedModel:
+    from mlflow.artifacts import download_artifacts
+
+    temporary = Path(tempfile.mkdtemp(prefix="hssl-model-"))
+    try:
+        folder = download_artifacts(artifact_uri=source, tracking_uri=config.uri, dst_path=str(temporary))
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return _owning(FetchedModel(Path(folder), uri, name, version, run_id), temporary)
+
+
+def _owning(model: FetchedModel, temporary: Path) -> FetchedModel:
+    """The record; the temporary folder is removed when nothing holds the record any more."""
+    weakref.finalize(model, shutil.rmtree, temporary, ignore_errors=True)
+    return model

@@ -1,0 +1,137 @@
+import json
+import socket
+from pathlib import Path
+
+import pytest
+
+from hssl_dist.config.parts import TrackingConfig
+from hssl_dist.errors import TrackingError
+from hssl_dist.records import Lineage
+from hssl_dist.tracking import Run, attach_run, start_run
+from hssl_dist.tracking.client import connect, shown
+from hssl_dist.tracking.runs import flatten
+
+LINEAGE = Lineage(
+    config_hash="c" * 64,
+    code_version="0.1.0",
+    manifests={"heart": "a" * 64},
+    parent_model="models:/hssl-unet/1",
+)
+
+
+@pytest.fixture(scope="module")
+def tracking(tmp_path_factory: pytest.TempPathFactory) -> TrackingConfig:
+    folder = tmp_path_factory.mktemp("tracking")
+    return TrackingConfig(uri=f"sqlite:///{folder}/deep er/mlflow.db", experiment="tests")
+
+
+def _start(tracking: TrackingConfig, name: str, lineage: Lineage = LINEAGE) -> Run:
+    return start_run(tracking, name, {"training": {"steps": 3}, "seed": 0}, {"hssl.job": "test"}, lineage)
+
+
+def test_run_keeps_params_metrics_tags_and_artifacts(tracking: TrackingConfig):
+    run = _start(tracking, "keeps")
+    run.log_metrics(1, {"loss": 2.0, "dice": 0.5})
+    run.log_metrics(2, {"loss": float("nan")})
+    run.log_text("notes/a.txt", "déjà")
+    run.log_json("config.json", {"b": 1})
+    run.log_figure("figures/curve.png", b"png")
+    run.finish("done")
+
+    client = connect(tracking)
+    kept = client.get_run(run.id)
+    assert kept.info.status == "FINISHED"
+    assert kept.info.run_name == "keeps"
+    assert kept.data.params == {"training.steps": "3", "seed": "0"}
+    assert {key: value for key, value in kept.data.tags.items() if key.startswith("hssl.")} == {
+        "hssl.run": "keeps",
+        "hssl.job": "test",
+        "hssl.config_hash": "c" * 64,
+        "hssl.code_version": "0.1.0",
+        "hssl.manifest.heart": "a" * 64,
+        "hssl.parent_model": "models:/hssl-unet/1",
+    }
+    assert [(m.step, m.value) for m in client.get_metric_history(run.id, "dice")] == [(1, 0.5)]
+    assert [m.step for m in client.get_metric_history(run.id, "loss")] == [1, 2]
+    artifacts = Path(tracking.uri.removeprefix("sqlite:///")).parent / "mlartifacts" / run.id / "artifacts"
+    assert (artifacts / "notes/a.txt").read_text(encoding="utf-8") == "déjà"
+    assert json.loads((artifacts / "config.json").read_text()) == {"b": 1}
+    assert (artifacts / "figures/curve.png").read_bytes() == b"png"
+
+
+def test_unfinished_run_of_same_name_and_config_goes_on(tracking: TrackingConfig):
+    first = _start(tracking, "resumed")
+    first.log_metrics(1, {"loss": 1.0})
+    first.finish("interrupted")
+    second = _start(tracking, "resumed")
+    assert second.id == first.id
+    other = _start(tracking, "resumed", LINEAGE.model_copy(update={"config_hash": "d" * 64}))
+    assert other.id != first.id
+    second.finish("done")
+    assert _start(tracking, "resumed").id != first.id
+
+
+def test_attached_run_logs_to_the_same_run(tracking: TrackingConfig):
+    run = _start(tracking, "attached")
+    worker = attach_run(tracking, run.id)
+    worker.log_metrics(7, {"loss": 3.0})
+    worker.flush()
+    assert connect(tracking).get_run(run.id).data.metrics == {"loss": 3.0}
+
+
+def test_many_metrics_and_params_are_sent_in_pieces(tracking: TrackingConfig):
+    run = start_run(tracking, "many", {f"p{i}": i for i in range(230)}, {}, LINEAGE)
+    run.log_metrics(1, {f"m{i}": float(i) for i in range(1100)})
+    run.finish()
+    data = connect(tracking).get_run(run.id).data
+    assert len(data.params) == 230
+    assert len(data.metrics) == 1100
+
+
+def test_logging_that_fails_warns_once_and_training_goes_on(tracking: TrackingConfig):
+    warnings: list[str] = []
+    run = attach_run(tracking, "0" * 32, warn=warnings.append)  # no such run: everything is refused
+    run.log_metrics(1, {"loss": 1.0})
+    run.flush()
+    run.log_text("a.txt", "a")
+    run.finish()
+    assert warnings == [
+        f"tracking failed, the run goes on without it for now: Run with id={'0' * 32} not found"
+    ]
+
+
+def test_unreachable_server_is_one_line(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+    tracking = TrackingConfig(uri=f"http://user:secret@127.0.0.1:{port}")
+    with pytest.raises(TrackingError) as caught:
+        _start(tracking, "nowhere")
+    assert str(caught.value) == (
+        f"starting the run 'nowhere' failed at http://127.0.0.1:{port}: Connection refused; "
+        "check tracking.uri and the server"
+    )
+
+
+def test_folder_that_cannot_be_made_is_one_line(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TrackingError, match=r"opening the tracking store failed at sqlite:///.*File exists"):
+        connect(TrackingConfig(uri=f"sqlite:///{tmp_path}/file/mlflow.db"))
+
+
+def test_flatten_is_dotted_without_passwords_and_bounded():
+    nested = {
+        "a": {"b": {"c": (1, 2)}, "e": {}},
+        "url": "http://me:pw@host:1/x",
+        "none": None,
+        "long": "x" * 7000,
+    }
+    assert flatten(nested) == {
+        "a.b.c": "[1,2]",
+        "a.e": "{}",
+        "url": "http://host:1/x",
+        "none": "null",
+        "long": "x" * 6000,
+    }
+    assert shown("sqlite:////a@b/c.db") == "sqlite:////a@b/c.db"
