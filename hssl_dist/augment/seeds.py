@@ -1,8 +1,8 @@
 """Randomness of one sample, from one number.
 
 Sample `index` of step `step` of a run owns one seed; each use of randomness (where the region lies, how a
-view is turned, its noise, ...) draws from a stream of its own, named by its purpose. So a sample comes out the
-same whatever the number of workers, the micro-batch it is in, or what else was drawn.
+view is turned, its noise, ...) draws from a stream of its own, named by its purpose. So a sample comes out
+the same whatever the number of workers, the micro-batch it is in, or what else was drawn.
 """
 
 from __future__ import annotations

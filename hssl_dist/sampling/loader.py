@@ -1,0 +1,94 @@
+"""Batches of regions for pretraining, read ahead of the training step."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Int
+from torch import Tensor
+
+from hssl_dist.errors import HsslError, StoreError
+from hssl_dist.records import CaseRecord, Region
+from hssl_dist.sampling.prefetch import read_ahead
+from hssl_dist.sampling.schedule import Schedule
+
+if TYPE_CHECKING:
+    from hssl_dist.store import Reader
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One rank's share of a step's global batch, on the CPU.
+
+    `indices` are the samples' places in the global batch, `seeds` their seeds; `tasks` and `groups` number
+    the schedule's names. `wait_s` is how long training stood still for it.
+    """
+
+    step: int
+    indices: tuple[int, ...]
+    seeds: tuple[int, ...]
+    regions: Float[Tensor, "batch 1 z y x"]
+    tasks: Int[Tensor, " batch"]
+    groups: Int[Tensor, " batch"]
+    wait_s: float = 0.0
+
+
+def rank_slice(global_batch: int, rank: int, world_size: int) -> range:
+    """The consecutive samples of a global batch that are a rank's; sizes differ by one at most."""
+    return range(rank * global_batch // world_size, (rank + 1) * global_batch // world_size)
+
+
+class PretrainingLoader:
+    """The schedule's batches for one rank."""
+
+    def __init__(self, schedule: Schedule, reader: Reader, rank: int = 0, world_size: int = 1) -> None:
+        self._schedule = schedule
+        self._reader = reader
+        self._indices = rank_slice(schedule.global_batch, rank, world_size)
+
+    def batches(self, start_step: int, stop_step: int) -> Generator[Batch]:
+        """Batches of steps `start_step` to `stop_step - 1`, read ahead; close it if it is not used up.
+
+        Raises StoreError, naming the case, if a region cannot be read.
+        """
+        depth = self._schedule.config.prefetch_batches
+        for batch, wait_s in read_ahead(self._read, range(start_step, stop_step), depth):
+            yield replace(batch, wait_s=wait_s)
+
+    def _read(self, step: int) -> Batch:
+        draws = [self._schedule.draw(step, index) for index in self._indices]
+        regions = read_regions(self._reader, [(draw.record, draw.region) for draw in draws])
+        return Batch(
+            step=step,
+            indices=tuple(self._indices),
+            seeds=tuple(self._schedule.seed_of(step, index) for index in self._indices),
+            regions=torch.from_numpy(np.stack(regions)[:, None]),
+            tasks=torch.tensor([draw.task for draw in draws]),
+            groups=torch.tensor([draw.group for draw in draws]),
+        )
+
+
+def read_regions(
+    reader: Reader, pairs: Sequence[tuple[CaseRecord, Region]]
+) -> list[Float32[np.ndarray, "z y x"]]:
+    """Regions read together; the store's own errors name the object, any other is given its case's name."""
+    try:
+        return list(reader.regions(pairs))
+    except HsslError:
+        raise
+    except Exception:
+        for record, region in pairs:
+            try:
+                reader.region(record, region)
+            except Exception as error:
+                raise unreadable(record, error) from error
+        raise
+
+
+def unreadable(record: CaseRecord, error: Exception) -> StoreError:
+    """The error of a case that cannot be read."""
+    return StoreError(f"case {record.id!r} of dataset {record.dataset!r} cannot be read: {error}")

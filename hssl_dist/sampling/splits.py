@@ -1,0 +1,71 @@
+"""Patient-level splits and label fractions.
+
+Patients are put in an order given by a hash of seed and name. Test patients are taken from its front,
+validation patients from its back, training patients are those between: no patient is ever divided, and when
+patients join a dataset the others keep their order, so at the most a few move between training and a
+neighbouring part.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from hssl_dist.config.finetune import LabelsConfig
+from hssl_dist.config.parts import SplitConfig
+from hssl_dist.errors import ConfigError
+from hssl_dist.records import Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Disjoint sets of patients, each sorted by name."""
+
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+    test: tuple[str, ...]
+
+
+def split_patients(patients: Iterable[str], split: SplitConfig) -> Split:
+    """Divide patients into parts of the configured shares, rounded to the nearest whole number (half up).
+
+    A part with a share above zero gets at least one patient. With fewer patients than such parts, training
+    comes first, then test, then validation. Raises ConfigError if the shares exceed 1.
+    """
+    if split.test + split.validation > 1.0:
+        raise ConfigError(
+            f"split.test {split.test} and split.validation {split.validation} add up to more than 1; "
+            "lower one of them"
+        )
+    order = _ordered(patients, f"split/{split.seed}")
+    total = len(order)
+    train = 1 if split.test + split.validation < 1.0 and total else 0
+    rest = total - train
+    validation = _share(split.validation, total)
+    test = min(_share(split.test, total), max(rest - validation, 1), rest)
+    validation = min(validation, rest - test)
+    stop = total - validation
+    return Split(*(tuple(sorted(part)) for part in (order[test:stop], order[stop:], order[:test])))
+
+
+def split_manifest(manifest: Manifest, split: SplitConfig) -> Split:
+    """The split of a dataset's labelled patients: what fine-tuning trains, validates and tests on."""
+    return split_patients((case.patient for case in manifest.cases if case.labelled), split)
+
+
+def label_subset(train: Iterable[str], labels: LabelsConfig) -> tuple[str, ...]:
+    """A share of the training patients, sorted: at least one, rounded half up, smaller shares within larger."""
+    order = _ordered(train, f"labels/{labels.seed}")
+    return tuple(sorted(order[: _share(labels.fraction, len(order))]))
+
+
+def _ordered(patients: Iterable[str], salt: str) -> list[str]:
+    return sorted(set(patients), key=lambda name: hashlib.blake2b(f"{salt}/{name}".encode()).digest())
+
+
+def _share(fraction: float, total: int) -> int:
+    if fraction == 0.0 or total == 0:
+        return 0
+    return max(1, math.floor(fraction * total + 0.5))

@@ -1,0 +1,109 @@
+"""Batches of labelled patches for fine-tuning, read ahead of the training step."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+
+from hssl_dist.augment.seeds import sample_seed, stream
+from hssl_dist.errors import ConfigError, HsslError
+from hssl_dist.records import CaseRecord, Region, Shape
+from hssl_dist.sampling.loader import read_regions, unreadable
+from hssl_dist.sampling.placement import draw_start
+from hssl_dist.sampling.prefetch import read_ahead
+
+if TYPE_CHECKING:
+    from hssl_dist.store import Reader
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledBatch:
+    """One step's labelled patches, on the CPU; `seeds` are for their augmentation."""
+
+    step: int
+    seeds: tuple[int, ...]
+    image: Float[Tensor, "batch channel z y x"]
+    label: Int64[Tensor, "batch z y x"]
+    wait_s: float = 0.0
+
+
+class SupervisedLoader:
+    """Patches drawn evenly over patients, then over their cases, then around a class or anywhere.
+
+    A patch lies around an annotated structure with probability `foreground`, its class drawn evenly from
+    those the case has. What sample i of step t is depends on (seed, t, i) alone.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[CaseRecord],
+        reader: Reader,
+        patch_size: Shape,
+        batch_size: int,
+        foreground: float,
+        seed: int,
+        prefetch_batches: int = 2,
+    ) -> None:
+        self._patients = _by_patient(records)
+        self._reader = reader
+        self._patch_size, self._batch_size = patch_size, batch_size
+        self._foreground, self._seed, self._depth = foreground, seed, prefetch_batches
+
+    def batches(self, start_step: int, stop_step: int) -> Generator[LabelledBatch]:
+        """Batches of steps `start_step` to `stop_step - 1`, read ahead; close it if it is not used up.
+
+        Raises StoreError, naming the case, if a patch cannot be read.
+        """
+        for batch, wait_s in read_ahead(self._read, range(start_step, stop_step), self._depth):
+            yield replace(batch, wait_s=wait_s)
+
+    def _read(self, step: int) -> LabelledBatch:
+        seeds = tuple(sample_seed(self._seed, step, index) for index in range(self._batch_size))
+        draws = [self._draw(seed) for seed in seeds]
+        images = read_regions(
+            self._reader, [(record, region) for record, channels in draws for region in channels]
+        )
+        labels = [_read_label(self._reader, record, channels[0]) for record, channels in draws]
+        image = torch.from_numpy(np.stack(images)).view(self._batch_size, -1, *self._patch_size)
+        return LabelledBatch(step, seeds, image, torch.from_numpy(np.stack(labels)).long())
+
+    def _draw(self, seed: int) -> tuple[CaseRecord, list[Region]]:
+        rng = stream(seed, "patch")
+        cases = self._patients[rng.integers(len(self._patients))]
+        record = cases[rng.integers(len(cases))]
+        start = draw_start(record, self._patch_size, self._foreground, rng)
+        return record, [
+            Region(record.dataset, record.id, channel, start, self._patch_size)
+            for channel in range(len(record.modalities))
+        ]
+
+
+def _read_label(reader: Reader, record: CaseRecord, region: Region) -> UInt8[np.ndarray, "z y x"]:
+    try:
+        return reader.label_region(record, region)
+    except HsslError:
+        raise
+    except Exception as error:
+        raise unreadable(record, error) from error
+
+
+def _by_patient(records: Sequence[CaseRecord]) -> list[list[CaseRecord]]:
+    if not records:
+        raise ConfigError("there is no labelled case to train on; raise labels.fraction or check the split")
+    patients: dict[tuple[str, str], list[CaseRecord]] = {}
+    for record in sorted(records, key=lambda record: (record.dataset, record.id)):
+        if not record.labelled:
+            raise ConfigError(f"case {record.id!r} of dataset {record.dataset!r} has no label to train on")
+        if record.modalities != records[0].modalities:
+            raise ConfigError(
+                f"case {record.id!r} has the channels {record.modalities}, {records[0].id!r} has "
+                f"{records[0].modalities}; a network takes one set of channels"
+            )
+        patients.setdefault((record.dataset, record.patient), []).append(record)
+    return [patients[patient] for patient in sorted(patients)]
