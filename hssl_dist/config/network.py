@@ -41,7 +41,7 @@ class NetworkConfig(Part):
             raise ValueError(f"widths has {len(self.widths)} entries, a U-Net needs at least 2")
         if self.strides[0] != (1, 1, 1):
             raise ValueError(
-                f"strides start with {self.strides[0]}; the first stage must keep the image's size: give (1, 1, 1)"
+                f"strides start with {self.strides[0]}; the first stage keeps the size, give (1, 1, 1)"
             )
         if even := [kernel for kernel in self.kernels if any(size % 2 == 0 for size in kernel)]:
             raise ValueError(f"kernel {even[0]} has an even size; give odd ones, which keep the image's size")
