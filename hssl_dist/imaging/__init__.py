@@ -1,5 +1,28 @@
-"""From a source file to a prepared volume and back: pure functions on `Volume`. Sole importer of nibabel."""
+"""From a source file to a prepared volume and back: pure functions on `Volume`. Sole importer of nibabel.
 
+volume = load_case(case, classes, max_voxels)      # read, check, orient
+survey = survey_case(case.id, volume)              # ... of every case, then
+recipe = resolve_recipe(dataset, classes, modalities, surveys, storage)
+stored, intensities = prepare(volume, recipe)      # crop, normalise, resample
+prediction_xyz = restore(label, stored.geometry)   # back on the source's grid
+"""
+
+from hssl_dist.imaging.loading import load_case
+from hssl_dist.imaging.nifti import write_nifti
+from hssl_dist.imaging.preparing import prepare, restore
 from hssl_dist.imaging.recipe import CaseSurvey, ChannelRecipe, ChannelSurvey, Recipe, resolve_recipe
+from hssl_dist.imaging.survey import foreground_samples, survey_case
 
-__all__ = ["CaseSurvey", "ChannelRecipe", "ChannelSurvey", "Recipe", "resolve_recipe"]
+__all__ = [
+    "CaseSurvey",
+    "ChannelRecipe",
+    "ChannelSurvey",
+    "Recipe",
+    "foreground_samples",
+    "load_case",
+    "prepare",
+    "resolve_recipe",
+    "restore",
+    "survey_case",
+    "write_nifti",
+]

@@ -1,0 +1,232 @@
+"""NIfTI files as bytes: what is read is checked first, and no more is read than the header declares.
+
+Only geometry and voxels are taken from a file: `descrip`, `aux_file`, `db_name` and extensions may identify
+the patient and are never looked at. nibabel parses headers and writes files; voxels are decoded here, because
+nibabel accepts truncated data, wrong checksums and any size.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import posixpath
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import nibabel
+import numpy as np
+from jaxtyping import Float64, Shaped
+from nibabel.spatialimages import HeaderDataError
+
+from hssl_dist import files
+from hssl_dist.errors import InputError
+from hssl_dist.records import Shape
+
+_GZIP_MAGIC = b"\x1f\x8b"
+_HEAD_BYTES = 1 << 16
+_FORMATS: tuple[tuple[Any, int, bytes], ...] = (
+    (nibabel.Nifti1Header, 348, b"n+1"),
+    (nibabel.Nifti2Header, 540, b"n+2"),
+)
+_SLACK_BYTES = 1 << 16
+"""Padding after the last voxel that is let pass."""
+_MAX_OFFSET_BYTES = 1 << 26
+"""Header extensions beyond 64 MiB are no extensions."""
+_MIN_VOLUME_RATIO = 1e-3
+"""A voxel's volume relative to the product of its edges; below it, the axes lie in one plane."""
+
+
+@dataclass(frozen=True, slots=True)
+class NiftiHeader:
+    """What a header says: `shape` is `x y z`, `affine` maps `x y z` indices to mm (RAS)."""
+
+    shape: Shape
+    channels: int
+    dtype: np.dtype[Any]
+    slope: float
+    intercept: float
+    affine: Float64[np.ndarray, "4 4"]
+    offset_bytes: int
+
+    @property
+    def end_bytes(self) -> int:
+        """Position after the last voxel."""
+        return self.offset_bytes + self.channels * math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class NiftiFile:
+    """A header, and the voxels before `slope` and `intercept`, the file's axes reversed: `channel z y x`."""
+
+    name: str
+    header: NiftiHeader
+    raw: Shaped[np.ndarray, "channel z y x"]
+
+
+def read_nifti(url: str, max_voxels: int) -> NiftiFile:
+    """Read a `.nii` or `.nii.gz` file from a path or URL.
+
+    The header is checked before any voxel is read, and a gzip stream is read to its end, so its checksum is
+    verified. At most the declared size and 64 KiB are held in memory. Raises InputError with the file's name
+    and the reason.
+    """
+    name = posixpath.basename(url)
+    try:
+        with files.open_read(url) as stream:
+            return _read(stream, name, max_voxels)
+    except FileNotFoundError:
+        raise InputError(f"{name}: there is no such file; it belongs to the case") from None
+    except (IsADirectoryError, PermissionError) as error:
+        raise InputError(f"{name}: cannot be read: {error.strerror or error}") from None
+
+
+def write_nifti(path: Path, array_xyz: Shaped[np.ndarray, "x y z *channel"], affine: Any) -> None:
+    """Write an array as `.nii` or, by the name's ending, `.nii.gz`; equal input gives equal bytes."""
+    image = nibabel.Nifti1Image(array_xyz, np.asarray(affine, dtype=np.float64))
+    image.header.set_xyzt_units("mm")
+    data = image.to_bytes()
+    files.write(str(path), gzip.compress(data, 6, mtime=0) if path.name.endswith(".gz") else data)
+
+
+def _read(stream: IO[bytes], name: str, max_voxels: int) -> NiftiFile:
+    head = stream.read(_HEAD_BYTES)
+    if not head:
+        raise InputError(f"{name}: the file is empty")
+    zipped = head.startswith(_GZIP_MAGIC)
+    header = _parse_header(_start_of_gzip(head, name) if zipped else head, name)
+    _check_size(header, name, max_voxels)
+    limit = header.end_bytes + _SLACK_BYTES
+    # Deflate cannot grow data by more than a thousandth, so a larger file holds more than it declares.
+    longest = limit + limit // 1000 if zipped else limit
+    data = head + stream.read(longest + 1 - len(head)) if longest >= len(head) else head
+    if zipped and len(data) <= longest:
+        data = _decompress(data, limit, name)
+    if len(data) > limit:
+        raise InputError(f"{name}: holds more than the {header.end_bytes} bytes its header declares")
+    if len(data) < header.end_bytes:
+        raise InputError(
+            f"{name}: truncated: holds {len(data)} of the {header.end_bytes} bytes its header declares"
+        )
+    count = header.channels * math.prod(header.shape)
+    raw = np.frombuffer(data, dtype=header.dtype, count=count, offset=header.offset_bytes)
+    return NiftiFile(name, header, raw.reshape((header.channels, *reversed(header.shape))))
+
+
+def _start_of_gzip(head: bytes, name: str) -> bytes:
+    try:
+        return zlib.decompressobj(wbits=31).decompress(head, 1024)
+    except zlib.error as error:
+        raise InputError(f"{name}: corrupt gzip: {error}") from None
+
+
+def _decompress(data: bytes, limit: int, name: str) -> bytes:
+    """All members of a gzip file, at most `limit + 1` bytes; checks every member's checksum and length."""
+    parts: list[bytes] = []
+    room = limit + 1
+    while data:
+        if not data.startswith(_GZIP_MAGIC):
+            raise InputError(f"{name}: corrupt gzip: {len(data)} bytes after its end that are no gzip")
+        member = zlib.decompressobj(wbits=31)
+        try:
+            parts.append(member.decompress(data, room))
+        except zlib.error as error:
+            raise InputError(f"{name}: corrupt gzip: {error}") from None
+        room -= len(parts[-1])
+        if room == 0:
+            break
+        if not member.eof:
+            raise InputError(f"{name}: truncated gzip: it ends before its checksum")
+        data = member.unused_data.lstrip(b"\0")
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _parse_header(block: bytes, name: str) -> NiftiHeader:
+    fields = _header_fields(block, name)
+    shape, channels = _dimensions(fields, name)
+    slope, intercept = _scaling(fields, name)
+    offset = float(fields["vox_offset"])
+    if not len(fields.binaryblock) <= offset <= _MAX_OFFSET_BYTES:
+        raise InputError(f"{name}: the header puts the voxels at byte {offset:g}, which cannot be")
+    return NiftiHeader(
+        shape=shape,
+        channels=channels,
+        dtype=_dtype(fields, name),
+        slope=slope,
+        intercept=intercept,
+        affine=_affine(fields, name),
+        offset_bytes=int(offset),
+    )
+
+
+def _header_fields(block: bytes, name: str) -> Any:
+    """nibabel's header object of a single-file NIfTI-1 or NIfTI-2."""
+    for kind, size, magic in _FORMATS:
+        if size not in (int.from_bytes(block[:4], "little"), int.from_bytes(block[:4], "big")):
+            continue
+        if len(block) < size:
+            raise InputError(f"{name}: truncated: ends within its header, after {len(block)} bytes")
+        fields = kind(block[:size], check=False)
+        if fields["magic"].item()[:3] != magic:
+            raise InputError(f"{name}: a header without its voxels (.hdr/.img pair); convert it to .nii.gz")
+        return fields
+    raise InputError(f"{name}: not a NIfTI file; convert it to .nii.gz")
+
+
+def _dimensions(fields: Any, name: str) -> tuple[Shape, int]:
+    dim = [int(value) for value in fields["dim"]]
+    if not 1 <= dim[0] <= 7:
+        raise InputError(
+            f"{name}: the header declares {dim[0]} dimensions; 3, or 4 with channels, are needed"
+        )
+    sizes = dim[1 : dim[0] + 1]
+    text = " x ".join(str(size) for size in sizes)
+    if min(sizes) < 1:
+        raise InputError(f"{name}: the header declares a size of {text}; every size must be positive")
+    if len(sizes) < 3 or max(sizes[4:], default=1) > 1:
+        raise InputError(f"{name}: {len(sizes)} dimensions ({text}); 3, or 4 with channels, are needed")
+    return (sizes[0], sizes[1], sizes[2]), (sizes[3] if len(sizes) > 3 else 1)
+
+
+def _scaling(fields: Any, name: str) -> tuple[float, float]:
+    slope, intercept = float(fields["scl_slope"]), float(fields["scl_inter"])
+    if not (math.isfinite(slope) and math.isfinite(intercept)):
+        raise InputError(f"{name}: intensity scaling (scl_slope, scl_inter) is ({slope:g}, {intercept:g})")
+    return (slope, intercept) if slope != 0.0 else (1.0, 0.0)  # NIfTI: slope 0 means "not scaled"
+
+
+def _dtype(fields: Any, name: str) -> np.dtype[Any]:
+    code = int(fields["datatype"])
+    try:
+        dtype: np.dtype[Any] = np.dtype(fields.get_data_dtype())
+    except (HeaderDataError, KeyError):
+        raise InputError(f"{name}: unknown voxel type (NIfTI datatype {code})") from None
+    if dtype.kind not in "iuf":
+        kind = (
+            "complex" if dtype.kind == "c" else "colour (RGB)" if dtype.fields else f"NIfTI datatype {code}"
+        )
+        raise InputError(f"{name}: voxels are {kind}; real numbers are needed")
+    return dtype
+
+
+def _affine(fields: Any, name: str) -> Float64[np.ndarray, "4 4"]:
+    try:
+        with np.errstate(all="ignore"):
+            affine = np.asarray(fields.get_best_affine(), dtype=np.float64)
+    except (HeaderDataError, ValueError) as error:
+        raise InputError(f"{name}: the header has no usable orientation: {error}") from None
+    if not np.isfinite(affine).all():
+        raise InputError(f"{name}: the affine has NaN or infinite entries")
+    edges = np.linalg.norm(affine[:3, :3], axis=0)
+    if not edges.all() or abs(np.linalg.det(affine[:3, :3] / edges)) < _MIN_VOLUME_RATIO:
+        raise InputError(f"{name}: the affine is singular: its voxels have no volume")
+    return affine
+
+
+def _check_size(header: NiftiHeader, name: str, max_voxels: int) -> None:
+    voxels = header.channels * math.prod(header.shape)
+    if voxels > max_voxels:
+        sizes = (*header.shape, header.channels) if header.channels > 1 else header.shape
+        text = " x ".join(str(size) for size in sizes)
+        raise InputError(f"{name}: the header declares {text} voxels; max_voxels allows {max_voxels}")

@@ -1,0 +1,48 @@
+"""From a file's own axes to RAS, `z y x`, and back.
+
+Voxels are moved, never interpolated: every axis goes to the anatomical axis it is closest to, so the axes of
+an oblique scan stay oblique, and turning back is exact.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import nibabel
+import numpy as np
+from jaxtyping import Float64, Shaped
+from nibabel import orientations
+
+from hssl_dist.records import Triple
+
+_RAS = np.array([[0, 1], [1, 1], [2, 1]])
+
+
+def to_ras(
+    array_zyx: Shaped[np.ndarray, "z y x"], affine: Float64[np.ndarray, "4 4"]
+) -> Shaped[np.ndarray, "z y x"]:
+    """A view of a file's voxels (axes reversed, as they lie in the file) whose axes run to S, A and R."""
+    turned: np.ndarray[Any, Any] = orientations.apply_orientation(array_zyx.T, _ornt(affine))
+    return turned.T
+
+
+def from_ras(
+    array_zyx: Shaped[np.ndarray, "z y x"], affine: Float64[np.ndarray, "4 4"]
+) -> Shaped[np.ndarray, "x y z"]:
+    """The inverse of `to_ras`, in the file's own order `x y z`."""
+    back = orientations.ornt_transform(_RAS, _ornt(affine))
+    turned: np.ndarray[Any, Any] = orientations.apply_orientation(array_zyx.T, back)
+    return turned
+
+
+def ras_spacing_mm(affine: Float64[np.ndarray, "4 4"]) -> Triple:
+    """Spacing `z y x` after `to_ras`, rounded to a nanometre to rid it of float32 noise."""
+    sizes = nibabel.affines.voxel_sizes(affine)
+    ras = np.empty(3)
+    ras[_ornt(affine)[:, 0].astype(int)] = sizes
+    return cast("Triple", tuple(round(float(size), 6) for size in ras[::-1]))
+
+
+def _ornt(affine: Float64[np.ndarray, "4 4"]) -> np.ndarray[Any, Any]:
+    ornt: np.ndarray[Any, Any] = orientations.io_orientation(affine)
+    return ornt

@@ -1,0 +1,107 @@
+"""What is recorded of a volume: its intensities, for the recipe, and where its structures are, to sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int64, UInt8
+
+from hssl_dist.imaging.recipe import CaseSurvey, ChannelSurvey
+from hssl_dist.imaging.tissue import SAMPLE_VOXELS, foreground_kind, spaced_sample, tissue_threshold
+from hssl_dist.records import Shape, Volume
+
+QUANTILES = 256
+SAMPLES_PER_CLASS = 32
+ANY = "any"
+"""Key of all tissue, whatever its class."""
+
+
+def survey_case(case_id: str, volume: Volume) -> CaseSurvey:
+    """Geometry and intensities of a loaded volume: of its annotated voxels, or of its tissue without any."""
+    kind = foreground_kind(volume)
+    channels = []
+    for channel, modality in zip(volume.image, volume.modalities, strict=True):
+        if kind == "label" and volume.label is not None:
+            values = channel[volume.label > 0]
+            count = values.size
+            values = values[:: -(-count // SAMPLE_VOXELS)]
+        else:
+            threshold = tissue_threshold(channel, modality)
+            count = int(np.count_nonzero(channel > threshold))
+            sample = spaced_sample(channel)
+            values = sample[sample > threshold]
+            values = values if values.size else sample
+        channels.append(_survey_channel(values, count))
+    return CaseSurvey(
+        id=case_id,
+        shape=volume.geometry.oriented_shape,
+        spacing_mm=volume.geometry.oriented_spacing_mm,
+        foreground=kind,
+        channels=tuple(channels),
+    )
+
+
+def foreground_samples(volume: Volume, seed: int) -> tuple[dict[str, tuple[Shape, ...]], dict[str, int]]:
+    """`(foreground, voxels)` of a volume on its stored grid, for the case's record.
+
+    `foreground` has up to 32 voxels `(z, y, x)` of every class present, drawn uniformly without repetition
+    and sorted, under the class's value as text, and of all tissue under `any`; `voxels` has their numbers.
+    The same volume and seed give the same voxels. Works slice by slice: memory is that of one slice.
+    """
+    foreground: dict[str, tuple[Shape, ...]] = {}
+    voxels: dict[str, int] = {}
+    if (label := volume.label) is not None:
+        for value, counts in _class_counts(label).items():
+            foreground[str(value)] = _pick(counts, partial(_plane_of_class, label, value), (seed, value))
+            voxels[str(value)] = int(counts.sum())
+    channel = volume.image[0]
+    threshold = tissue_threshold(channel, volume.modalities[0])
+    counts = np.array([np.count_nonzero(plane > threshold) for plane in channel])
+    foreground[ANY] = _pick(counts, lambda z: np.greater(channel[z], threshold), (seed, 0))
+    voxels[ANY] = int(counts.sum())
+    return foreground, voxels
+
+
+def _class_counts(label: UInt8[np.ndarray, "z y x"]) -> dict[int, Int64[np.ndarray, " z"]]:
+    """Voxels per slice of every class present, without the background."""
+    table = np.stack([np.bincount(plane.reshape(-1), minlength=256) for plane in label])
+    return {int(value): table[:, value] for value in np.flatnonzero(table.any(axis=0)) if value > 0}
+
+
+def _plane_of_class(label: UInt8[np.ndarray, "z y x"], value: int, z: int) -> Bool[np.ndarray, "y x"]:
+    mask: Bool[np.ndarray, "y x"] = label[z] == value
+    return mask
+
+
+def _pick(
+    counts: Int64[np.ndarray, " z"], mask: Callable[[int], Bool[np.ndarray, "y x"]], seed: tuple[int, int]
+) -> tuple[Shape, ...]:
+    """Up to `SAMPLES_PER_CLASS` voxels of a set with `counts` members per slice; reads only their slices."""
+    ends = np.cumsum(counts)
+    total = int(ends[-1])
+    ranks = np.random.default_rng(seed).choice(total, min(total, SAMPLES_PER_CLASS), replace=False)
+    picked: list[Shape] = []
+    slices = np.searchsorted(ends, np.sort(ranks), side="right")
+    for z in np.unique(slices):
+        inside = np.sort(ranks)[slices == z] - (ends[z] - counts[z])
+        plane = mask(int(z))
+        flat = np.flatnonzero(plane)[inside]
+        picked += [
+            (int(z), int(y), int(x)) for y, x in zip(*np.unravel_index(flat, plane.shape), strict=True)
+        ]
+    return tuple(picked)
+
+
+def _survey_channel(values: Float32[np.ndarray, " voxels"], count: int) -> ChannelSurvey:
+    wide = np.sort(values).astype(np.float64)
+    quantiles = np.quantile(wide, np.linspace(0.0, 1.0, min(QUANTILES, wide.size)))
+    return ChannelSurvey(
+        voxels=count,
+        minimum=float(wide[0]),
+        maximum=float(wide[-1]),
+        mean=float(wide.mean()),
+        std=float(wide.std()),
+        quantiles=tuple(float(value) for value in quantiles),
+    )
