@@ -119,7 +119,7 @@ class CheckpointStore:
         commit = self._commit(step)
         if commit.step != step:
             raise CheckpointError(
-                f"{self._folder(step)}/{_COMMIT} is of step {commit.step}, not of step {step}; {self._remedy(step)}"
+                f"{self._folder(step)}/{_COMMIT} is of step {commit.step}, not {step}; {self._remedy(step)}"
             )
         state = json.loads(self._checked(step, commit, _STATE))
         return Checkpoint(

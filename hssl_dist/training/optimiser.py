@@ -41,13 +41,15 @@ class Optimiser:
             ]
         )
 
-    def step(self, learning_rate: float, clip_norm: float) -> Tensor:
-        """Clip the gradients to `clip_norm` and update. Returns the norm before clipping."""
-        norm = nn.utils.clip_grad_norm_(self.parameters.values(), clip_norm)
+    def clip(self, norm: float) -> Tensor:
+        """Scale the gradients down to `norm` if they are longer. Returns their norm before."""
+        return nn.utils.clip_grad_norm_(self.parameters.values(), norm)
+
+    def step(self, learning_rate: float) -> None:
+        """Update the parameters."""
         for group in self._adamw.param_groups:
             group["lr"] = learning_rate * group["rate"]
         self._adamw.step()
-        return norm
 
     def zero_grad(self) -> None:
         """Forget the gradients."""

@@ -28,7 +28,8 @@ def train(network: nn.Module, optimiser: Optimiser, steps: range) -> None:
     for step in steps:
         optimiser.zero_grad()
         backward(network, step)
-        optimiser.step(0.01 * (step + 1), clip_norm=2.0)
+        optimiser.clip(2.0)
+        optimiser.step(0.01 * (step + 1))
 
 
 def test_updates_equal_plain_adamw() -> None:

@@ -1,0 +1,278 @@
+"""The pretraining loop: encoder stage, then decoder stage, on one process or on all ranks of a group.
+
+Everything a step does depends on (config, seed, step) and the weights alone: the loop can stop after any step
+and go on from its checkpoint, on another number of ranks too. All ranks run the same steps; rank 0 alone
+writes checkpoints and reports. Checkpoints must be where every rank can read them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from hssl_dist import collectives
+from hssl_dist.config.pretrain import PretrainConfig, StageConfig
+from hssl_dist.errors import Interrupted, NonFiniteError
+from hssl_dist.networks.pretraining import PretrainingNetwork, Stage, build_pretraining_network
+from hssl_dist.networks.weights import load_state
+from hssl_dist.records import Manifest
+from hssl_dist.sampling.loader import Batch, PretrainingLoader
+from hssl_dist.sampling.schedule import Schedule
+from hssl_dist.training.callbacks import Callbacks
+from hssl_dist.training.checkpoint import Checkpoint, CheckpointStore
+from hssl_dist.training.health import embedding_health, finite_samples
+from hssl_dist.training.objective import Samples, StepLoss, accuracies, step_loss, unit_embeddings
+from hssl_dist.training.optimiser import Optimiser, learning_rate_at
+from hssl_dist.training.trajectory import check_same, trajectory
+
+if TYPE_CHECKING:
+    from hssl_dist.store import Reader
+
+History = list[tuple[int, dict[str, float]]]
+_NAMED_SAMPLES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class PretrainingResult:
+    """A finished run: the network, and the metrics of every logged step."""
+
+    network: PretrainingNetwork
+    tasks: tuple[str, ...]
+    groups: tuple[str, ...]
+    history: History
+
+
+def run_pretraining(
+    config: PretrainConfig,
+    manifests: Mapping[str, Manifest],
+    reader: Reader,
+    checkpoints: CheckpointStore,
+    callbacks: Callbacks,
+    device: torch.device,
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> PretrainingResult:
+    """Train to the end, from the newest checkpoint if there is one.
+
+    Raises ConfigError if the checkpoints are of a run with another trajectory, CheckpointError if the newest
+    is corrupt, NonFiniteError (on all ranks, before the weights change) naming the samples, and Interrupted
+    once a stop was asked for and a checkpoint is saved.
+    """
+    loop = _Loop(config, manifests, reader, checkpoints, callbacks, device, dtype)
+    loop.resume()
+    for stage, (first, last) in stage_steps(config).items():
+        if loop.step < last:
+            loop.train(stage, first, last)
+    collectives.barrier()
+    return PretrainingResult(loop.network, loop.schedule.tasks, loop.schedule.groups, loop.history)
+
+
+def stage_steps(config: PretrainConfig) -> dict[Stage, tuple[int, int]]:
+    """The steps `first <= step < last` of each stage, in order."""
+    between, last = config.encoder.steps, config.encoder.steps + config.decoder.steps
+    return {"encoder": (0, between), "decoder": (between, last)}
+
+
+@dataclass(slots=True)
+class _Interval:
+    """Sums since the last log or the last checkpoint."""
+
+    steps: int = 0
+    loss: float = 0.0
+    wait_s: float = 0.0
+    start_s: float = field(default_factory=time.monotonic)
+
+
+class _Loop:
+    """State of the loop on one rank; `step` counts the optimiser steps done."""
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        manifests: Mapping[str, Manifest],
+        reader: Reader,
+        checkpoints: CheckpointStore,
+        callbacks: Callbacks,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.config, self.checkpoints, self.callbacks = config, checkpoints, callbacks
+        self.device, self.dtype = device, dtype
+        self.trajectory = trajectory(config, manifests)
+        self.schedule = Schedule(manifests, config.sampling, config.seed, config.global_batch)
+        self.loader = PretrainingLoader(self.schedule, reader, collectives.rank(), collectives.world_size())
+        self.network = _new_network(config, self.schedule).to(device, dtype)
+        self.optimiser_state: Mapping[str, torch.Tensor] = {}
+        self.step = 0
+        self.history: History = []
+        self.since_log, self.since_checkpoint = _Interval(), _Interval()
+
+    # ------------------------------------------------------------------------------------------- saved state
+
+    def resume(self) -> None:
+        """Take over the newest checkpoint; rank 0 says which it is."""
+        latest = collectives.broadcast_object(self.checkpoints.latest() if collectives.rank() == 0 else None)
+        if latest is None:
+            return
+        saved = self.checkpoints.load(latest)
+        check_same(self.config.name, saved.state["trajectory"], self.trajectory)
+        load_state(self.network, saved.model)
+        self.step = saved.step
+        self.history = [(step, metrics) for step, metrics in saved.state["history"]]
+        self.optimiser_state = saved.optimizer
+
+    def save(self, stage: Stage, optimiser: Optimiser) -> None:
+        """Rank 0 saves; the others go on, and wait for it at the next collective."""
+        mean = self.since_checkpoint.loss / max(1, self.since_checkpoint.steps)
+        self.since_checkpoint = _Interval()
+        if collectives.rank() != 0:
+            return
+        checkpoint = Checkpoint(
+            step=self.step,
+            model=self.network.state_dict(),
+            optimizer=optimiser.state(),
+            state={"trajectory": self.trajectory, "history": self.history, "stage": stage},
+        )
+        url = self.checkpoints.save(
+            checkpoint, series=stage, score=mean, keep_last=self.config.checkpoint.keep_last
+        )
+        self.callbacks.on_checkpoint(self.step, url)
+
+    # -------------------------------------------------------------------------------------------------- steps
+
+    def train(self, stage: Stage, first: int, last: int) -> None:
+        """The rest of one stage, with a checkpoint at its end."""
+        settings: StageConfig = getattr(self.config, stage)
+        self.network.set_stage(stage, encoder_trainable=settings.encoder_rate > 0)
+        optimiser = Optimiser(
+            self.network,
+            weight_decay=settings.weight_decay,
+            rate_of=lambda name: settings.encoder_rate if name.startswith("encoder.") else 1.0,
+        )
+        if self.step > first:
+            optimiser.load_state(self.optimiser_state)
+        self.optimiser_state = {}
+        wrapped = _distributed(self.network, self.device)
+        self.since_log, self.since_checkpoint = _Interval(), _Interval()
+        with closing(self.loader.batches(self.step, last)) as batches:
+            for batch in batches:
+                rate = learning_rate_at(
+                    batch.step - first,
+                    peak=settings.learning_rate,
+                    warmup_steps=settings.warmup_steps,
+                    steps=last - first,
+                )
+                stop = self._train_step(stage, batch, wrapped, optimiser, rate, settings.clip_norm)
+                if stop or self.step == last or self.step % self.config.checkpoint.every_steps == 0:
+                    self.save(stage, optimiser)
+                if stop and self.step < last:
+                    collectives.barrier()
+                    raise Interrupted(f"stopped after step {self.step}; run it again to go on")
+
+    def _train_step(
+        self,
+        stage: Stage,
+        batch: Batch,
+        wrapped: nn.Module,
+        optimiser: Optimiser,
+        rate: float,
+        clip_norm: float,
+    ) -> bool:
+        """One optimiser step. Returns whether any rank was asked to stop."""
+        samples = Samples(
+            regions=batch.regions.to(self.device, non_blocking=True),
+            tasks=batch.tasks.to(self.device),
+            groups=batch.groups.to(self.device),
+            seeds=batch.seeds,
+        )
+        loss = step_loss(stage, samples, wrapped, self.network.temperature, self.config, self.dtype)
+        optimiser.zero_grad()
+        loss.total.backward()  # type: ignore[no-untyped-call]
+        norm = optimiser.clip(clip_norm)
+        metrics = {"loss": loss.total, **{f"loss_{name}": term for name, term in loss.terms.items()}}
+        values, stop, finite = self._agree({**metrics, "gradient_norm": norm})
+        if not finite:
+            self._refuse(batch, samples, loss, values)
+        optimiser.step(rate)
+        self.step += 1
+        for interval in (self.since_log, self.since_checkpoint):
+            interval.steps += 1
+            interval.loss += values["loss"]
+            interval.wait_s += batch.wait_s
+        if self.step % self.config.log_every_steps == 0:
+            self._log({**values, "learning_rate": rate}, loss)
+        if collectives.rank() == 0:
+            self.callbacks.on_step(self.step)
+        return stop
+
+    def _agree(self, metrics: Mapping[str, torch.Tensor]) -> tuple[dict[str, float], bool, bool]:
+        """Means over ranks, whether any rank was asked to stop, and whether all values are finite."""
+        own = torch.stack([value.detach().double() for value in metrics.values()])
+        asked = own.new_tensor([float(self.callbacks.should_stop())])
+        total = collectives.all_reduce_sum(torch.cat((own, asked)))
+        means = (total[:-1] / collectives.world_size()).tolist()
+        finite = bool(torch.isfinite(total).all())
+        return dict(zip(metrics, means, strict=True)), bool(total[-1] > 0), finite
+
+    def _refuse(self, batch: Batch, samples: Samples, loss: StepLoss, values: Mapping[str, float]) -> None:
+        """Raise NonFiniteError on all ranks, naming the samples: bad regions, else bad outputs, else all."""
+        count = len(batch.indices)
+        indices = torch.tensor(batch.indices, device=self.device)
+        for tensors in ([samples.regions], loss.outputs, []):
+            bad = ~finite_samples(tensors, count) if tensors else torch.ones(count, dtype=torch.bool)
+            found = collectives.gather_rows(indices[bad.to(self.device)]).rows.tolist()
+            if found:
+                break
+        records = [self.schedule.draw(batch.step, index).record for index in sorted(found)]
+        names = list(dict.fromkeys(f"{record.dataset}/{record.id}" for record in records))
+        more = f" and {len(names) - _NAMED_SAMPLES} more" if len(names) > _NAMED_SAMPLES else ""
+        terms = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        raise NonFiniteError(
+            f"step {batch.step}: not finite: {terms}; with samples of "
+            f"{', '.join(names[:_NAMED_SAMPLES])}{more}; the weights are as before the step: look at these "
+            "cases, or lower the learning rate"
+        )
+
+    # ------------------------------------------------------------------------------------------------ metrics
+
+    def _log(self, values: dict[str, float], loss: StepLoss) -> None:
+        """Complete the metrics of this step and report them; all ranks take part."""
+        metrics = {**values, **{f"{level}_accuracy": share for level, share in accuracies(loss).items()}}
+        embeddings = unit_embeddings(loss)
+        if embeddings is not None:
+            metrics["temperature"] = float(self.network.temperature.detach())
+            first, second = (collectives.gather_rows(embedding).rows for embedding in embeddings)
+            if collectives.rank() == 0:
+                metrics |= embedding_health(first, second)
+        elapsed_s = max(time.monotonic() - self.since_log.start_s, 1e-9)
+        metrics["samples_per_s"] = self.config.global_batch * self.since_log.steps / elapsed_s
+        metrics["data_wait_share"] = self.since_log.wait_s / elapsed_s
+        self.since_log = _Interval()
+        if collectives.rank() == 0:
+            self.history.append((self.step, metrics))
+            self.callbacks.on_metrics(self.step, metrics)
+
+
+def _new_network(config: PretrainConfig, schedule: Schedule) -> PretrainingNetwork:
+    """The network with the initial weights of the config's seed, whatever the process did before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return build_pretraining_network(
+            config.network, config.objective, len(schedule.tasks), len(schedule.groups)
+        )
+
+
+def _distributed(network: PretrainingNetwork, device: torch.device) -> nn.Module:
+    """The network in DDP if there is a process group; it averages the gradients over ranks."""
+    if not collectives.is_distributed():
+        return network
+    return DistributedDataParallel(
+        network, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False
+    )

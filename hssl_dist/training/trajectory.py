@@ -1,0 +1,54 @@
+"""What defines a pretraining run's trajectory, so that a run is never resumed as another one.
+
+The number of workers, the machine, where things are stored and how often they are logged are no part of it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from hssl_dist.errors import ConfigError
+from hssl_dist.records import content_hash
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from hssl_dist.config.pretrain import PretrainConfig
+    from hssl_dist.records import Manifest
+
+_DEFINING = {"seed", "global_batch", "sampling", "views", "network", "objective", "encoder", "decoder"}
+_READING_AHEAD = {"prefetch_batches", "cache_bytes"}
+
+
+def trajectory(config: PretrainConfig, manifests: Mapping[str, Manifest]) -> dict[str, Any]:
+    """The part of the config, and the hashes of the manifests, that determine every weight; plain JSON."""
+    part: dict[str, Any] = config.model_dump(mode="json", include=_DEFINING)
+    part["sampling"] = {key: value for key, value in part["sampling"].items() if key not in _READING_AHEAD}
+    part["manifests"] = {name: manifest.sha256 for name, manifest in sorted(manifests.items())}
+    return part
+
+
+def trajectory_hash(config: PretrainConfig, manifests: Mapping[str, Manifest]) -> str:
+    """SHA-256 of the trajectory."""
+    return content_hash(trajectory(config, manifests))
+
+
+def check_same(name: str, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raise ConfigError, naming the first difference, if a run `name` was saved on another trajectory."""
+    before, now = dict(_leaves(saved)), dict(_leaves(wanted))
+    odd = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    if not odd:
+        return
+    others = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
+    raise ConfigError(
+        f"run {name!r} was started with {odd[0]} = {before.get(odd[0], 'nothing')}, it is now "
+        f"{now.get(odd[0], 'nothing')}{others}; give another --name, or the values it was started with"
+    )
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            yield from _leaves(entry, f"{path}.{key}" if path else key)
+    else:
+        yield path, value
