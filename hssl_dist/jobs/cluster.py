@@ -1,0 +1,92 @@
+"""The Ray cluster a job runs on: the one it is in, the one the config names, or a local one.
+
+A local cluster lives as long as the context. Its ports are closed to others by a token that only this process
+and its children know (in the environment, never on disk), unless `RAY_AUTH_MODE` says otherwise.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from hssl_dist.errors import MissingError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from hssl_dist.config.parts import RayConfig
+    from hssl_dist.console import Console
+
+_KNOCK_TIMEOUT_S = 10.0
+_OBJECT_STORE_BYTES = 256 << 20  # jobs exchange records and metrics through it, never volumes or weights
+
+
+@contextmanager
+def connect(config: RayConfig, console: Console, *, worker_output: bool = False) -> Iterator[None]:
+    """Ray is connected inside the context; only what this call started or joined is left at its end.
+
+    A connection this process already has is used as it is. Otherwise `config.address`, then `RAY_ADDRESS`
+    (set for the entrypoints of cluster jobs) name a running cluster; without either a local one is started.
+    `worker_output` shows what the workers print. Raises MissingError if no cluster answers at the address.
+    """
+    # Read by `import ray` itself, so before it; and it takes half a second, so only when a job needs it.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    options: dict[str, Any] = {"log_to_driver": worker_output, "logging_level": "error"}
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    if address is None:
+        _start_local(config, console, options)
+    else:
+        _join(address, console, options)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _join(address: str, console: Console, options: dict[str, Any]) -> None:
+    import ray
+
+    try:
+        _knock(address)
+        ray.init(address=address, **options)
+    except (OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise MissingError(
+            f"no Ray cluster answers at {address!r} ({reason}); start one, or leave ray.address and "
+            "RAY_ADDRESS out for a local one"
+        ) from error
+    console.say(f"joined the Ray cluster at {address}")
+
+
+def _knock(address: str) -> None:
+    """Raise OSError if nothing listens at `host:port`: Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_TIMEOUT_S).close()
+
+
+def _start_local(config: RayConfig, console: Console, options: dict[str, Any]) -> None:
+    import ray
+
+    # Ray's ports are open on all interfaces and run any code they are sent. Ray turns its token on by itself;
+    # given one in the environment it does not write ~/.ray/auth_token.
+    if "RAY_AUTH_MODE" not in os.environ:
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    # Without the dashboard its agent fills the log with complaints; it costs 1.7 s and answers on loopback.
+    ray.init(
+        address="local",
+        num_cpus=config.num_cpus,
+        object_store_memory=_OBJECT_STORE_BYTES,
+        include_dashboard=True,
+        **options,
+    )
+    cpus = ray.cluster_resources()["CPU"]  # type: ignore[no-untyped-call]
+    console.say(f"started Ray on this machine with {cpus:.0f} CPUs")

@@ -1,0 +1,82 @@
+"""Connecting to Ray: what is running is used and left running, what is not there is said in one line."""
+
+from __future__ import annotations
+
+import io
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import ray
+
+from hssl_dist.config.parts import RayConfig
+from hssl_dist.console import Console
+from hssl_dist.jobs import cluster
+
+
+@ray.remote
+def worker_modules() -> dict[str, object]:
+    """What a fresh worker has loaded and knows."""
+    import sys
+
+    import hssl_dist
+
+    return {"package": hssl_dist.__file__, "torch": "torch" in sys.modules}
+
+
+def closed_port() -> int:
+    """A port of this machine nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_connection_is_shared_and_outlives_the_job():
+    stream = io.StringIO()
+    with cluster.connect(RayConfig(), Console(stream)):
+        found = ray.get(worker_modules.remote())
+    assert ray.is_initialized()
+    assert stream.getvalue() == ""
+    assert found["package"] == cluster.__file__.replace("jobs/cluster.py", "__init__.py")
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_local_cluster_is_closed_to_strangers():
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+    assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
+
+
+JOIN = """
+import sys
+from hssl_dist.config.parts import RayConfig
+from hssl_dist.console import Console
+from hssl_dist.errors import MissingError
+from hssl_dist.jobs import cluster
+try:
+    with cluster.connect(RayConfig(address=sys.argv[1]), Console()):
+        pass
+except MissingError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("127.0.0.1:{port}", "[Errno 111] Connection refused"),
+        ("nonsense", "Invalid address format: nonsense"),
+    ],
+)
+def test_no_cluster_at_the_address(address, reason):
+    address = address.format(port=closed_port())
+    # A process of its own: this one may be connected already.
+    said = subprocess.run(
+        [sys.executable, "-c", JOIN, address], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert said.stdout == (
+        f"no Ray cluster answers at {address!r} ({reason}); start one, or leave ray.address and RAY_ADDRESS "
+        "out for a local one\n"
+    )
