@@ -1,0 +1,102 @@
+"""What every layout gives and what a dataset is; the pieces layouts share.
+
+A layout is a function `(config, root) -> Contents`: it lists files and reads the dataset's own description,
+never an image. `discover` (in `discovery`) turns the contents into a `Dataset`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from hssl_dist import files
+from hssl_dist.errors import ConfigError, MissingError
+from hssl_dist.records import Case, SplitName
+
+NIFTI_ENDINGS = (".nii.gz", ".nii")
+
+Description = TypeVar("Description", bound=BaseModel)
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """The cases of a dataset sorted by id, the names of its label values, and `ct` or `mr` per channel."""
+
+    name: str
+    cases: tuple[Case, ...]
+    classes: dict[int, str]
+    modalities: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FoundCase:
+    """A case as a layout names it; the patient is the case itself if the layout does not say."""
+
+    name: str
+    images: tuple[str, ...]
+    label: str | None
+    split: SplitName = "train"
+    patient: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """All a layout finds: cases, label values without the background (the config's, if it has any), and each
+    channel's own name.
+    """
+
+    cases: tuple[FoundCase, ...]
+    classes: dict[int, str]
+    channels: tuple[str, ...]
+
+
+def stem(name: str) -> str | None:
+    """A file's name without its NIfTI ending; None for other files and for hidden ones (`._x` of macOS)."""
+    if name.startswith("."):
+        return None
+    return next((name.removesuffix(end) for end in NIFTI_ENDINGS if name.endswith(end)), None)
+
+
+def volumes(folder: str) -> dict[str, str]:
+    """URLs of the NIfTI files directly in a folder, by their names without ending."""
+    found: dict[str, str] = {}
+    for name in files.listing(folder):
+        key = stem(name)
+        if key is None:
+            continue
+        if key in found:
+            raise ConfigError(f"{files.join(folder, name)} and {found[key]} are the same case; remove one")
+        found[key] = files.join(folder, name)
+    return found
+
+
+def below(root: str, path: str) -> str:
+    """The URL of a path that a description gives relative to `root`; it must not lead out of it."""
+    plain = PurePosixPath(path.replace("\\", "/"))
+    if "://" in path or plain.is_absolute() or ".." in plain.parts:
+        raise ConfigError(
+            f"{files.join(root, 'dataset.json')} names {path!r}, which is outside of the dataset"
+        )
+    return files.join(root, str(plain))
+
+
+def read_description(url: str, kind: type[Description]) -> Description:
+    """A dataset's own description, checked. Raises MissingError, or ConfigError with the first wrong key."""
+    try:
+        return kind.model_validate_json(files.read(url))
+    except FileNotFoundError:
+        raise MissingError(f"there is no {url}; the layout needs it") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{url}{f': {place}' if place else ''}: {first['msg']}") from None
+
+
+def listed(values: Iterable[object]) -> str:
+    """A few values for a message."""
+    shown = [str(value) for value in values]
+    return ", ".join(shown[:5]) + (f" and {len(shown) - 5} more" if len(shown) > 5 else "")

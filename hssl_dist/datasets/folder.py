@@ -1,0 +1,30 @@
+"""Plain folders: `images/<case>.nii.gz`, and `labels/` with the same file names where there are labels.
+
+Nothing describes such a dataset, so the config has to: `modality`, and `classes` if there are labels. A label
+without an image is a case too, so that it is reported rather than overlooked.
+"""
+
+from __future__ import annotations
+
+from hssl_dist import files
+from hssl_dist.config.preprocess import DatasetConfig
+from hssl_dist.datasets.contract import Contents, FoundCase, volumes
+from hssl_dist.errors import ConfigError, MissingError
+
+
+def find_folder(config: DatasetConfig, root: str) -> Contents:
+    """Every image of the image folder."""
+    if config.modality == "auto":
+        raise ConfigError(
+            f"dataset {config.name!r}: the layout `folder` does not tell the modality; set it to `ct` or `mr`"
+        )
+    folder = files.join(root, config.images)
+    if not files.is_folder(folder):
+        raise MissingError(f"dataset {config.name!r}: there is no folder {folder}; set `images`")
+    images = volumes(folder)
+    labels = volumes(files.join(root, config.labels))
+    cases = [
+        FoundCase(name, (images.get(name, files.join(folder, f"{name}.nii.gz")),), labels.get(name))
+        for name in sorted({*images, *labels})
+    ]
+    return Contents(tuple(cases), config.classes, (config.modality,))
