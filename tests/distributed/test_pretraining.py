@@ -1,0 +1,95 @@
+"""Pretraining on several ranks is the pretraining of one process: same losses, same weights, same resume."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hssl_dist import collectives
+from hssl_dist.config.pretrain import StageConfig
+from hssl_dist.errors import Interrupted, NonFiniteError
+from hssl_dist.training.checkpoint import CheckpointStore
+from hssl_dist.training.loop import run_pretraining
+from tests.distributed.ranks import run_ranks
+from tests.tiny_pretraining import ArrayReader, Recorder, config, manifests
+
+BOUNDS = {torch.float64: 1e-9, torch.float32: 1e-3}
+LOSSES = ("loss", "loss_image", "loss_task", "loss_group", "loss_dense", "loss_restoration")
+
+Curve = dict[int, dict[str, float]]
+
+
+def train(folder: Path, dtype: torch.dtype, stop_at: int | None = None) -> tuple[Curve, dict[str, Tensor]]:
+    """Losses, accuracies and weights of a run; only rank `world_size - 1` is told to stop."""
+    settings = config(encoder=StageConfig(steps=5, learning_rate=1e-3, warmup_steps=1), global_batch=7)
+    recorder = Recorder()
+    if collectives.rank() == collectives.world_size() - 1 and stop_at is not None:
+        steps = iter(range(1, 100))
+        recorder.should_stop = lambda: next(steps) == stop_at  # type: ignore[method-assign]
+    try:
+        result = run_pretraining(
+            settings,
+            manifests(),
+            ArrayReader(),
+            CheckpointStore(str(folder)),
+            recorder,
+            torch.device("cpu"),
+            dtype=dtype,
+        )
+    except Interrupted:
+        return {}, {}
+    curve = {
+        step: {key: value for key, value in metrics.items() if key in LOSSES or key.endswith("accuracy")}
+        for step, metrics in result.history
+    }
+    return curve, {name: value.detach().clone() for name, value in result.network.named_parameters()}
+
+
+def assert_equal_runs(one: Any, other: Any, bound: float) -> None:
+    assert one[0].keys() == other[0].keys() == set(range(1, 9))
+    for step, metrics in one[0].items():
+        assert metrics == pytest.approx(other[0][step], rel=bound), step
+    for name, value in one[1].items():
+        if name.endswith("conv.bias") and value.dtype == torch.float32:
+            continue  # Instance norm cancels it: its gradient is rounding noise, which AdamW scales up.
+        assert torch.allclose(value, other[1][name], rtol=bound, atol=bound), name
+
+
+@pytest.mark.parametrize("dtype", BOUNDS)
+def test_two_and_three_ranks_follow_one_process(tmp_path: Path, dtype: torch.dtype) -> None:
+    torch.set_num_threads(1)
+    alone = train(tmp_path / "1", dtype)
+    for world_size in (2, 3):
+        ranks = run_ranks(train, world_size, tmp_path / str(world_size), dtype)
+        assert_equal_runs(ranks[0], alone, BOUNDS[dtype])
+        for _, weights in ranks[1:]:
+            assert all(torch.equal(value, ranks[0][1][name]) for name, value in weights.items())
+
+
+def test_a_run_moves_between_world_sizes(tmp_path: Path) -> None:
+    """Stopped by its last rank after step 3 on two ranks, after step 6 in one process, ended on two ranks."""
+    dtype = torch.float64
+    torch.set_num_threads(1)
+    alone = train(tmp_path / "alone", dtype)
+    folder = tmp_path / "moved"
+    assert run_ranks(train, 2, folder, dtype, 3) == [({}, {})] * 2
+    assert CheckpointStore(str(folder)).latest() == 3
+    assert train(folder, dtype, 3) == ({}, {})
+    assert CheckpointStore(str(folder)).latest() == 6
+    assert_equal_runs(run_ranks(train, 2, folder, dtype)[0], alone, BOUNDS[dtype])
+
+
+def refuse(folder: Path) -> str:
+    reader = ArrayReader(poisoned="liver/case_1")
+    store = CheckpointStore(str(folder))
+    with pytest.raises(NonFiniteError) as caught:
+        run_pretraining(config(), manifests(), reader, store, Recorder(), torch.device("cpu"))
+    return str(caught.value)
+
+
+def test_all_ranks_refuse_a_step_with_the_same_words(tmp_path: Path) -> None:
+    said = run_ranks(refuse, 2, tmp_path)
+    assert said[0] == said[1]
+    assert "with samples of liver/case_1;" in said[0]
