@@ -31,7 +31,7 @@ def line_chart(
 
     Lines differ in colour and dash. A line of few points shows them, and one that holds NaN has a gap there.
     """
-    figure, (axes,) = small_multiples([title], columns=1, width_in=4.4, height_in=2.75)
+    figure, (axes,) = small_multiples([title], columns=1, width_in=4.0, height_in=2.7)
     for index, (label, points) in enumerate(series.items()):
         axes.plot(
             [step for step, _ in points],

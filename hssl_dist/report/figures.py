@@ -73,12 +73,12 @@ def name_axes(axes: Axes, x_label: str, y_label: str) -> None:
 
 
 def add_legend(figure: Figure, axes: Axes, columns: int) -> None:
-    """The legend of `axes` above the panels, if it has more than one entry."""
+    """The legend of `axes` below the panels, if it has more than one entry."""
     handles, labels = axes.get_legend_handles_labels()
     if len(handles) < 2:
         return
     legend = figure.legend(
-        handles, labels, loc="outside upper left", ncols=columns, frameon=False,
+        handles, labels, loc="outside lower left", ncols=columns, frameon=False,
         fontsize=_FONT_SIZE_PT - 1, labelcolor=INK, handlelength=2.2, columnspacing=1.4,
     )  # fmt: skip
     for text in legend.get_texts():

@@ -20,7 +20,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "percent": percent}
+    environment.filters |= {"number": number, "percent": percent, "score": score}
     return environment
 
 
@@ -47,3 +47,8 @@ def number(value: float | None, digits: int = 3) -> str:
 def percent(share: float) -> str:
     """A share as a percentage, with a digit more where it is small."""
     return f"{share:.0%}" if share == 0 or share >= 0.1 else f"{share:.1%}"
+
+
+def score(value: float | None) -> str:
+    """A score in 0..1 with three decimals; an en dash for None."""
+    return "–" if value is None else f"{value:.3f}"  # noqa: RUF001
