@@ -273,6 +273,4 @@ def _distributed(network: PretrainingNetwork, device: torch.device) -> nn.Module
     """The network in DDP if there is a process group; it averages the gradients over ranks."""
     if not collectives.is_distributed():
         return network
-    return DistributedDataParallel(
-        network, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False
-    )
+    return DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)

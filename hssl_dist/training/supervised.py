@@ -111,26 +111,27 @@ def _train_step(
     image, label = augment_labelled(batch.image.to(device), batch.label.to(device), batch.seeds)
     optimiser.zero_grad()
     loss = dice_cross_entropy(network(image), label)
-    _check_finite("loss", loss, batch)
+    value = _finite("loss", loss, batch)
     loss.backward()  # type: ignore[no-untyped-call]
-    norm = optimiser.clip(config.clip_norm)
-    _check_finite("gradient norm", norm, batch)
+    norm = _finite("gradient norm", optimiser.clip(config.clip_norm), batch)
     optimiser.step(rate)
     log.add(
-        loss=float(loss),
-        gradient_norm=float(norm),
+        loss=value,
+        gradient_norm=norm,
         learning_rate=rate,
         step_s=time.monotonic() - start_s + batch.wait_s,
         wait_s=batch.wait_s,
     )
 
 
-def _check_finite(what: str, value: Tensor, batch: LabelledBatch) -> None:
-    if not math.isfinite(float(value)):
+def _finite(what: str, value: Tensor, batch: LabelledBatch) -> float:
+    number = value.item()
+    if not math.isfinite(number):
         raise NonFiniteError(
-            f"the {what} became {float(value)} at step {batch.step + 1}; "
-            "lower training.learning_rate, or look at the training cases' quality report"
+            f"the {what} became {number} at step {batch.step + 1}; "
+            "lower training.learning_rate, or look at the training cases in the quality report"
         )
+    return number
 
 
 @dataclass(slots=True)

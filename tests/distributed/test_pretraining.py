@@ -15,7 +15,8 @@ from hssl_dist.training.loop import run_pretraining
 from tests.distributed.ranks import run_ranks
 from tests.tiny_pretraining import ArrayReader, Recorder, config, manifests
 
-BOUNDS = {torch.float64: 1e-9, torch.float32: 1e-3}
+# Dense features are interpolated in float32 whatever the network computes in.
+BOUNDS = {torch.float64: 1e-7, torch.float32: 1e-3}
 LOSSES = ("loss", "loss_image", "loss_task", "loss_group", "loss_dense", "loss_restoration")
 
 Curve = dict[int, dict[str, float]]
