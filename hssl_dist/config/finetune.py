@@ -45,9 +45,9 @@ class SupervisedConfig(Part):
     learning_rate: PositiveFloat = 4e-3
     """Peak learning rate of the new parts."""
     encoder_rate: NonNegativeFloat = 1.0
-    """Factor on the encoder's learning rate; 0 freezes it."""
+    """Factor on the learning rate of an encoder taken from a model; 0 freezes it."""
     decoder_rate: NonNegativeFloat = 1.0
-    """Factor on the decoder's learning rate; 0 freezes it."""
+    """Factor on the learning rate of a decoder taken from a model; 0 freezes it."""
     weight_decay: NonNegativeFloat = 1e-4
     """Decoupled weight decay."""
     warmup_steps: NonNegativeInt = 20
@@ -55,7 +55,9 @@ class SupervisedConfig(Part):
     clip_norm: PositiveFloat = 5.0
     """Largest gradient norm."""
     validate_every: PositiveInt = 200
-    """Steps between validations."""
+    """Steps between validations; the last step is always validated."""
+    log_every_steps: PositiveInt = 10
+    """Steps between logged metrics."""
 
 
 class FinetuneConfig(JobConfig):

@@ -8,6 +8,8 @@ limit) while the server does not answer.
 from __future__ import annotations
 
 import json
+import posixpath
+import re
 import tempfile
 import time
 from collections import deque
@@ -58,7 +60,9 @@ class Run:
         from mlflow.entities import Metric
 
         now_ms = time.time_ns() // 1_000_000
-        self._pending.extend(Metric(key, float(value), now_ms, step) for key, value in metrics.items())
+        self._pending.extend(
+            Metric(metric_name(key), float(value), now_ms, step) for key, value in metrics.items()
+        )
         if time.monotonic() >= self._next_send_s:
             self.flush()
 
@@ -154,6 +158,11 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
             text = shown(value) if isinstance(value, str) else canonical_json(value)
             flat[f"{prefix}{key}"] = text[:_PARAM_LENGTH]
     return flat
+
+
+def metric_name(name: str) -> str:
+    """The name with what MLflow does not allow in one replaced by `_`: one bad name would cost the batch."""
+    return posixpath.normpath(re.sub(r"[^\w.\- :/]", "_", name, flags=re.ASCII).lstrip("/"))
 
 
 def _log_params(client: MlflowClient, run_id: str, params: Mapping[str, str]) -> None:

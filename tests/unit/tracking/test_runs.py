@@ -88,6 +88,16 @@ def test_many_metrics_and_params_are_sent_in_pieces(tracking: TrackingConfig):
     assert len(data.metrics) == 1100
 
 
+def test_names_that_mlflow_refuses_are_mended(tracking: TrackingConfig):
+    run = _start(tracking, "names")
+    run.log_metrics(1, {"val_dice/Tumeur à gauche (T1)": 0.5, "/a//b/": 1.0})
+    run.finish()
+    assert connect(tracking).get_run(run.id).data.metrics == {
+        "val_dice/Tumeur _ gauche _T1_": 0.5,
+        "a/b": 1.0,
+    }
+
+
 def test_logging_that_fails_warns_once_and_training_goes_on(tracking: TrackingConfig):
     warnings: list[str] = []
     run = attach_run(tracking, "0" * 32, warn=warnings.append)  # no such run: everything is refused
