@@ -64,7 +64,8 @@ def sample_points(
     """
     size = torch.tensor(patch_size, dtype=points.dtype).to(points.device)
     grid = ((2.0 * points + 1.0) / size - 1.0).flip(-1)[:, :, None, None]
-    sampled = F.grid_sample(features.float(), grid, padding_mode="border", align_corners=False)
+    dtype = torch.promote_types(features.dtype, torch.float32)  # half precision would misplace the points
+    sampled = F.grid_sample(features.to(dtype), grid.to(dtype), padding_mode="border", align_corners=False)
     return sampled[:, :, :, 0, 0].transpose(1, 2)
 
 

@@ -34,15 +34,15 @@ def split_patients(patients: Iterable[str], split: SplitConfig) -> Split:
     A part with a share above zero gets at least one patient. With fewer patients than such parts, training
     comes first, then test, then validation. Raises ConfigError if the shares exceed 1.
     """
-    if split.test + split.validation > 1.0:
+    train_share = round(1.0 - split.test - split.validation, 9)
+    if train_share < 0.0:
         raise ConfigError(
             f"split.test {split.test} and split.validation {split.validation} add up to more than 1; "
             "lower one of them"
         )
     order = _ordered(patients, f"split/{split.seed}")
     total = len(order)
-    train = 1 if split.test + split.validation < 1.0 and total else 0
-    rest = total - train
+    rest = total - 1 if total and train_share > 0.0 else total
     validation = _share(split.validation, total)
     test = min(_share(split.test, total), max(rest - validation, 1), rest)
     validation = min(validation, rest - test)
@@ -56,7 +56,7 @@ def split_manifest(manifest: Manifest, split: SplitConfig) -> Split:
 
 
 def label_subset(train: Iterable[str], labels: LabelsConfig) -> tuple[str, ...]:
-    """A share of the training patients, sorted: at least one, rounded half up, smaller shares within larger."""
+    """A share of the training patients, sorted: at least one, rounded half up; smaller shares are nested."""
     order = _ordered(train, f"labels/{labels.seed}")
     return tuple(sorted(order[: _share(labels.fraction, len(order))]))
 

@@ -1,0 +1,102 @@
+import contextlib
+
+import numpy as np
+import pytest
+import torch
+
+from hssl_dist.config.pretrain import SamplingConfig
+from hssl_dist.errors import CorruptError, StoreError
+from hssl_dist.sampling import PretrainingLoader, Schedule, rank_slice
+
+CONFIG = SamplingConfig(patch_size=(2, 4, 4), margin=0.5, block_size=2, foreground=0.5)
+
+
+@pytest.fixture
+def schedule(record, manifest):
+    cases = [
+        record(f"case{n}", shape=(2 + n, 5, 9), channels=1 + n % 2, foreground={"1": ((0, 1, 2),)})
+        for n in range(5)
+    ]
+    lung = [record("other", dataset="lung", group="chest")]
+    return Schedule({"heart": manifest(*cases), "lung": manifest(*lung)}, CONFIG, 5, 7)
+
+
+def test_a_batch_holds_what_the_schedule_draws(schedule, memory_reader):
+    reader = memory_reader()
+
+    batches = list(PretrainingLoader(schedule, reader).batches(2, 5))
+
+    assert [batch.step for batch in batches] == [2, 3, 4]
+    for batch in batches:
+        assert batch.indices == tuple(range(7))
+        assert batch.regions.shape == (7, 1, 3, 6, 6)
+        assert batch.regions.dtype == torch.float32
+        assert batch.wait_s >= 0
+        for index in range(7):
+            draw = schedule.draw(batch.step, index)
+            expected = reader.region(draw.record, draw.region)
+            np.testing.assert_array_equal(batch.regions[index, 0].numpy(), expected)
+            assert batch.tasks[index] == draw.task
+            assert batch.groups[index] == draw.group
+            assert batch.seeds[index] == schedule.seed_of(batch.step, index)
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 7])
+def test_ranks_together_see_what_one_process_sees(schedule, memory_reader, world_size):
+    whole = next(PretrainingLoader(schedule, memory_reader()).batches(4, 5))
+
+    shares = [
+        next(PretrainingLoader(schedule, memory_reader(), rank, world_size).batches(4, 5))
+        for rank in range(world_size)
+    ]
+
+    assert sum((share.indices for share in shares), ()) == whole.indices
+    assert sum((share.seeds for share in shares), ()) == whole.seeds
+    for name in ("regions", "tasks", "groups"):
+        assert torch.equal(torch.cat([getattr(share, name) for share in shares]), getattr(whole, name))
+
+
+def test_ranks_differ_by_one_sample_at_most():
+    slices = [rank_slice(25, rank, 4) for rank in range(4)]
+
+    assert [index for part in slices for index in part] == list(range(25))
+    assert [len(part) for part in slices] == [6, 6, 6, 7]
+
+
+def test_resuming_continues_the_same_batches(schedule, memory_reader):
+    through = list(PretrainingLoader(schedule, memory_reader()).batches(0, 4))
+    resumed = list(PretrainingLoader(schedule, memory_reader()).batches(2, 4))
+
+    for first, second in zip(through[2:], resumed, strict=True):
+        assert torch.equal(first.regions, second.regions)
+
+
+def test_an_unreadable_case_is_named(schedule, memory_reader):
+    loader = PretrainingLoader(schedule, memory_reader(broken=["other"]))
+
+    with pytest.raises(StoreError) as error:
+        list(loader.batches(0, 50))
+
+    assert str(error.value) == "case 'other' of dataset 'lung' cannot be read: disk on fire"
+    assert isinstance(error.value.__cause__, OSError)
+
+
+def test_the_stores_own_errors_are_kept(schedule, memory_reader):
+    lost = CorruptError("heart/case1.zarr/0/c/0 is missing")
+
+    with pytest.raises(CorruptError) as error:
+        list(PretrainingLoader(schedule, memory_reader(["case1"], lost)).batches(0, 50))
+
+    assert error.value is lost
+
+
+def test_closing_ends_the_reading(schedule, memory_reader):
+    reader = memory_reader()
+
+    with contextlib.closing(PretrainingLoader(schedule, reader).batches(0, 1000)) as batches:
+        next(batches)
+    calls = reader.calls
+
+    assert calls <= 1 + CONFIG.prefetch_batches + 1
+    assert list(batches) == []
+    assert reader.calls == calls

@@ -1,0 +1,153 @@
+import collections
+
+import pytest
+
+from hssl_dist.config.parts import SplitConfig
+from hssl_dist.config.pretrain import SamplingConfig
+from hssl_dist.errors import ConfigError
+from hssl_dist.sampling import Schedule, region_shape, split_manifest
+
+CONFIG = SamplingConfig(patch_size=(4, 8, 8), margin=0.5, block_size=4)
+
+
+@pytest.fixture
+def manifests(record, manifest):
+    """Three tasks of 16, 4 and 1 patients; those of `heart` have two cases of two channels each."""
+    heart = [record(f"h{n}", f"p{n // 2}", "heart", channels=2, group="chest") for n in range(32)]
+    lung = [record(f"l{n}", None, "lung", group="chest") for n in range(4)]
+    brain = [record("b", None, "brain", group="head", shape=(3, 40, 40))]
+    return {cases[0].dataset: manifest(*cases) for cases in (heart, lung, brain)}
+
+
+def all_draws(schedule, steps):
+    return [[schedule.draw(step, index) for index in range(schedule.global_batch)] for step in range(steps)]
+
+
+def test_names_are_sorted_and_numbered(manifests):
+    schedule = Schedule(manifests, CONFIG, 0, 16)
+
+    assert schedule.tasks == ("brain", "heart", "lung")
+    assert schedule.groups == ("chest", "head")
+    for draw in all_draws(schedule, 5)[0]:
+        assert schedule.tasks[draw.task] == draw.record.task == draw.region.dataset
+        assert schedule.groups[draw.group] == draw.record.group
+        assert draw.region.case == draw.record.id
+        assert draw.region.shape == (6, 12, 12)
+
+
+def test_a_draw_depends_on_seed_step_and_index_alone(manifests, manifest):
+    schedule = Schedule(manifests, CONFIG, 3, 8)
+    forwards = all_draws(schedule, 4)
+    shuffled = {name: manifest(*manifests[name].cases[::-1]) for name in reversed(manifests)}
+    other = Schedule(shuffled, CONFIG, 3, 8)
+    backwards = {(step, index): other.draw(step, index) for step in reversed(range(4)) for index in (7, 2, 5)}
+
+    assert all(draw == forwards[step][index] for (step, index), draw in backwards.items())
+    assert all_draws(Schedule(manifests, CONFIG, 4, 8), 4) != forwards
+    assert schedule.seed_of(2, 1) == other.seed_of(2, 1)
+
+
+@pytest.mark.parametrize(("global_batch", "sizes"), [(8, [4, 4]), (3, [3]), (11, [6, 5]), (16, [4] * 4)])
+def test_blocks_of_a_batch_share_a_task(manifests, global_batch, sizes):
+    for draws in all_draws(Schedule(manifests, CONFIG, 0, global_batch), 30):
+        tasks = [draw.task for draw in draws]
+        for size in sizes:
+            block, tasks = tasks[:size], tasks[size:]
+            assert len(set(block)) == 1
+        assert not tasks
+
+
+@pytest.mark.parametrize(
+    ("exponent", "shares"),
+    [(0.0, (1 / 3, 1 / 3, 1 / 3)), (1.0, (1 / 37, 32 / 37, 4 / 37)), (0.5, (0.11552, 0.65345, 0.23103))],
+)
+@pytest.mark.parametrize("global_batch", [4, 12])
+def test_every_block_follows_the_tasks_probabilities(manifests, exponent, shares, global_batch):
+    config = CONFIG.model_copy(update={"task_exponent": exponent})
+    schedule = Schedule(manifests, config, 0, global_batch)
+
+    for first in range(0, global_batch, 4):
+        counts = collections.Counter(schedule.draw(step, first).task for step in range(1000))
+        for task, share in enumerate(shares):
+            assert abs(counts[task] / 1000 - share) < 0.05
+    assert schedule.task_probabilities == pytest.approx(shares, abs=1e-4)
+
+
+def test_every_step_is_as_mixed_as_its_blocks_allow(manifests):
+    config = CONFIG.model_copy(update={"task_exponent": 0.0, "block_size": 1})
+    schedule = Schedule(manifests, config, 0, 7)
+
+    for draws in all_draws(schedule, 20):
+        counts = collections.Counter(draw.task for draw in draws)
+        assert sorted(counts.values()) in ([2, 2, 3],)
+
+
+def test_patients_cases_and_channels_are_drawn_evenly(record, manifest):
+    cases = [record(f"a{n}", "many") for n in range(9)] + [record("b", "one", channels=2)]
+    schedule = Schedule({"heart": manifest(*cases)}, CONFIG, 0, 8)
+
+    draws = [draw for step in all_draws(schedule, 250) for draw in step]
+    per_case = collections.Counter(draw.record.id for draw in draws)
+    channels = collections.Counter(draw.region.channel for draw in draws if draw.record.id == "b")
+
+    assert abs(per_case["b"] / 2000 - 0.5) < 0.04
+    assert all(abs(per_case[f"a{n}"] / 2000 - 0.5 / 9) < 0.02 for n in range(9))
+    assert abs(channels[1] / per_case["b"] - 0.5) < 0.05
+
+
+def test_equal_names_in_two_datasets_of_a_task_are_two_patients(record, manifest):
+    manifests = {
+        name: manifest(*[record(f"case{n}", "p", name, task="heart") for n in range(count)])
+        for name, count in (("first", 1), ("second", 5))
+    }
+
+    draws = [draw for step in all_draws(Schedule(manifests, CONFIG, 0, 8), 100) for draw in step]
+
+    assert abs(sum(draw.region.dataset == "first" for draw in draws) / 800 - 0.5) < 0.06
+
+
+def test_only_the_named_datasets_are_drawn(manifests):
+    config = CONFIG.model_copy(update={"datasets": ("lung", "brain")})
+
+    schedule = Schedule(manifests, config, 0, 8)
+
+    assert schedule.tasks == ("brain", "lung")
+    assert {draw.task for step in all_draws(schedule, 20) for draw in step} == {0, 1}
+
+
+def test_all_cases_of_labelled_test_patients_can_be_left_out(record, manifest):
+    cases = [record(f"{n}-{frame}", f"p{n}", labelled=frame == 0) for n in range(6) for frame in range(3)]
+    cases += [record(f"free{n}", labelled=False) for n in range(3)]
+    heart, split = manifest(*cases), SplitConfig(test=0.5, seed=1)
+    config = CONFIG.model_copy(update={"exclude_test": split})
+
+    draws = [draw for step in all_draws(Schedule({"heart": heart}, config, 0, 8), 80) for draw in step]
+
+    seen = {draw.record.patient for draw in draws}
+    assert seen == {case.patient for case in cases} - set(split_manifest(heart, split).test)
+    assert len(seen) == 6
+
+
+@pytest.mark.parametrize(
+    ("margin", "expected"), [(0.0, (4, 8, 8)), (0.1, (5, 9, 9)), (0.25, (5, 10, 10)), (0.5, (6, 12, 12))]
+)
+def test_regions_are_larger_by_the_margin(margin, expected):
+    assert region_shape(CONFIG.model_copy(update={"margin": margin})) == expected
+
+
+def test_a_margin_that_fits_exactly_is_not_rounded_up():
+    assert region_shape(SamplingConfig(patch_size=(10, 30, 70), margin=0.1)) == (11, 33, 77)
+
+
+def test_unknown_datasets_are_refused(manifests):
+    with pytest.raises(ConfigError) as error:
+        Schedule(manifests, CONFIG.model_copy(update={"datasets": ("liver",)}), 0, 8)
+
+    assert str(error.value) == "sampling.datasets names 'liver'; the store has brain, heart, lung"
+
+
+def test_an_empty_store_is_refused():
+    with pytest.raises(ConfigError) as error:
+        Schedule({}, CONFIG, 0, 8)
+
+    assert str(error.value) == "there is no case to draw from in the store"

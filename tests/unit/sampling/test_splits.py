@@ -1,0 +1,124 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hssl_dist.config.finetune import LabelsConfig
+from hssl_dist.config.parts import SplitConfig
+from hssl_dist.errors import ConfigError
+from hssl_dist.sampling import label_subset, split_manifest, split_patients
+
+names = st.sets(st.text(min_size=1, max_size=8), max_size=60)
+shares = st.integers(0, 100).map(lambda percent: percent / 100)
+seeds = st.integers(-5, 5)
+
+
+def split_config(test, validation, seed=0):
+    """Shares that add up to at most 1; together they are 1 or clearly less."""
+    return SplitConfig(test=test, validation=round(validation * (1 - test), 2), seed=seed)
+
+
+@given(names, shares, shares, seeds)
+def test_every_patient_is_in_exactly_one_part(patients, test, validation, seed):
+    split = split_patients(patients, split_config(test, validation, seed))
+
+    assert sorted(split.train + split.validation + split.test) == sorted(patients)
+    for part in (split.train, split.validation, split.test):
+        assert list(part) == sorted(part)
+
+
+@given(names, shares, shares, seeds)
+def test_parts_have_their_share_and_at_least_one_patient(patients, test, validation, seed):
+    config = split_config(test, validation, seed)
+    split = split_patients(patients, config)
+    train = round(1 - config.test - config.validation, 9)
+    parts = ((split.train, train), (split.test, config.test), (split.validation, config.validation))
+
+    wanted = [part for part, share in parts if share > 0]
+    for place, part in enumerate(wanted):
+        assert bool(part) == (len(patients) > place)
+    for part, share in parts:
+        assert not part or share > 0
+        if len(patients) >= 3:
+            assert abs(len(part) - share * len(patients)) <= 2
+
+
+@given(names, shares, shares, seeds, st.randoms())
+def test_order_and_repetition_of_the_patients_do_not_matter(patients, test, validation, seed, random):
+    config = split_config(test, validation, seed)
+    shuffled = [*patients, *list(patients)[:3]]
+    random.shuffle(shuffled)
+
+    assert split_patients(shuffled, config) == split_patients(sorted(patients), config)
+
+
+@given(st.sets(st.text(min_size=1, max_size=8), min_size=6, max_size=40), seeds)
+def test_a_new_patient_moves_others_only_out_of_or_into_training(patients, seed):
+    newcomer, *others = sorted(patients)
+    config = SplitConfig(test=0.3, validation=0.2, seed=seed)
+
+    before, after = split_patients(others, config), split_patients(patients, config)
+
+    assert not set(before.test) & set(after.validation)
+    assert not set(before.validation) & set(after.test)
+    moved = set(before.train) ^ (set(after.train) - {newcomer})
+    assert len(moved) <= 2
+
+
+@given(names, st.lists(st.floats(0.001, 1), min_size=2, max_size=5), seeds)
+def test_label_subsets_are_nested(train, fractions, seed):
+    subsets = [label_subset(train, LabelsConfig(fraction=f, seed=seed)) for f in sorted(fractions)]
+
+    for fraction, smaller, larger in zip(
+        sorted(fractions), subsets, [*subsets[1:], tuple(train)], strict=True
+    ):
+        assert set(smaller) <= set(larger)
+        assert list(smaller) == sorted(smaller)
+        assert abs(len(smaller) - max(bool(train), fraction * len(train))) <= 0.5 + 1e-9
+
+
+def test_counts_are_rounded_half_up():
+    patients = [f"patient{number:02}" for number in range(30)]
+
+    split = split_patients(patients, SplitConfig(test=0.25, validation=0.05))
+
+    assert [len(part) for part in (split.train, split.validation, split.test)] == [20, 2, 8]
+    assert len(label_subset(patients, LabelsConfig(fraction=0.05))) == 2
+    assert label_subset(patients, LabelsConfig(fraction=1.0)) == tuple(patients)
+    assert label_subset([], LabelsConfig(fraction=0.5)) == ()
+
+
+def test_the_assignment_is_the_same_for_ever():
+    patients = [f"p{number}" for number in range(8)]
+
+    split = split_patients(patients, SplitConfig(test=0.25, validation=0.25, seed=3))
+
+    assert split.test == ("p0", "p4")
+    assert split.validation == ("p3", "p7")
+    assert label_subset(patients, LabelsConfig(fraction=0.25, seed=3)) == ("p2", "p4")
+
+
+def test_seeds_change_the_assignment():
+    patients = [f"p{number}" for number in range(30)]
+
+    tests = {split_patients(patients, SplitConfig(seed=seed)).test for seed in range(5)}
+    subsets = {label_subset(patients, LabelsConfig(fraction=0.2, seed=seed)) for seed in range(5)}
+
+    assert len(tests) == len(subsets) == 5
+
+
+def test_shares_beyond_the_whole_are_refused():
+    with pytest.raises(ConfigError) as error:
+        split_patients(["a"], SplitConfig(test=0.7, validation=0.4))
+
+    assert str(error.value) == (
+        "split.test 0.7 and split.validation 0.4 add up to more than 1; lower one of them"
+    )
+
+
+def test_a_dataset_is_split_by_its_labelled_patients(record, manifest):
+    cases = [record(f"case{n}", patient=f"p{n // 2}", labelled=n < 12) for n in range(16)]
+
+    split = split_manifest(manifest(*cases), SplitConfig(test=0.5, validation=0.0))
+
+    assert split == split_patients([f"p{n}" for n in range(6)], SplitConfig(test=0.5, validation=0.0))
+    assert len(split.test) == 3
