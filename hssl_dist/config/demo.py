@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from hssl_dist.config.parts import JobConfig, Url
 
@@ -12,7 +12,7 @@ class DemoConfig(JobConfig):
 
     output: Url = Field(default="hssl/demo", validate_default=True)
     """Folder for everything the demo makes."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Seed of the phantoms and the runs."""
     workers: PositiveInt = 2
     """Pretraining workers."""

@@ -85,14 +85,13 @@ def write_task(
 ) -> DatasetConfig:
     """Write one task's dataset, in its own layout or the one given."""
     made = TASKS[task]
-    cases = [
-        case for number in range(patients) for case in _patient_cases(task, made, seed, number, patients)
-    ]
+    cases = [case for number in range(patients) for case in patient_cases(task, seed, number, patients)]
     return write_layout(layout or made.layout, root, made.about, cases, write)
 
 
-def _patient_cases(task: str, made: PhantomTask, seed: int, number: int, patients: int) -> list[PhantomCase]:
-    """All sessions of a patient: the same anatomy, another scan. The task's last patients are unlabelled."""
+def patient_cases(task: str, seed: int, number: int, patients: int) -> list[PhantomCase]:
+    """All sessions of one of `patients`: the same anatomy, another scan. Some tasks' last are unlabelled."""
+    made = TASKS[task]
     identity = [seed, *task.encode(), number]
     unlabelled = int(_UNLABELLED_SHARE * patients) if made.test_cases else 0
     cases = []
