@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from hssl_dist import files
 from hssl_dist.config.network import NetworkConfig
 from hssl_dist.config.parts import (
     Fraction,
@@ -20,6 +21,15 @@ from hssl_dist.config.parts import (
     TrackingConfig,
     Url,
 )
+
+SCRATCH = "scratch"
+
+
+def _resolve_model(uri: str) -> str:
+    return uri if uri == SCRATCH or uri.startswith(("models:/", "runs:/")) else files.resolve(uri)
+
+
+ModelUri = Annotated[str, AfterValidator(_resolve_model)]
 
 
 class LabelsConfig(Part):
@@ -67,7 +77,7 @@ class FinetuneConfig(JobConfig):
     """Name of the run."""
     seed: int = 0
     """Seed of new weights, samples and augmentation."""
-    model: str = "models:/hssl-unet@latest"
+    model: ModelUri = "models:/hssl-unet@latest"
     """`models:/name@alias`, `models:/name/version`, `runs:/id`, a checkpoint's path, or `scratch`."""
     parts: tuple[str, ...] = ("encoder", "decoder")
     """Parts taken from the model; the rest starts anew."""
@@ -94,7 +104,7 @@ class FinetuneConfig(JobConfig):
 class EvaluateConfig(JobConfig):
     """Score a fine-tuned model on a dataset's test patients."""
 
-    model: str
+    model: ModelUri
     """`models:/name@alias`, `models:/name/version`, `runs:/id`, or a checkpoint's path."""
     dataset: str | None = None
     """Dataset of the store; the one the model was fine-tuned on if not given."""

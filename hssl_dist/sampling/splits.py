@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from hssl_dist.config.finetune import LabelsConfig
 from hssl_dist.config.parts import SplitConfig
 from hssl_dist.errors import ConfigError
-from hssl_dist.records import Manifest
+from hssl_dist.records import CaseRecord, Manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,12 @@ def split_patients(patients: Iterable[str], split: SplitConfig) -> Split:
 def split_manifest(manifest: Manifest, split: SplitConfig) -> Split:
     """The split of a dataset's labelled patients: what fine-tuning trains, validates and tests on."""
     return split_patients((case.patient for case in manifest.cases if case.labelled), split)
+
+
+def labelled_cases(manifest: Manifest, patients: Iterable[str]) -> tuple[CaseRecord, ...]:
+    """The labelled cases of these patients, in the manifest's order."""
+    wanted = set(patients)
+    return tuple(case for case in manifest.cases if case.labelled and case.patient in wanted)
 
 
 def label_subset(train: Iterable[str], labels: LabelsConfig) -> tuple[str, ...]:

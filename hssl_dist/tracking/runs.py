@@ -16,9 +16,10 @@ from collections import deque
 from functools import partial
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from hssl_dist.console import Console
+from hssl_dist.errors import Interrupted
 from hssl_dist.records import Lineage, canonical_json
 from hssl_dist.tracking.client import connect, experiment_id, lineage_tags, reason, refusals, shown
 
@@ -54,6 +55,16 @@ class Run:
     def id(self) -> str:
         """The run's id in MLflow."""
         return self._id
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Finish the run by how the block ended."""
+        if kind is None:
+            self.finish("done")
+        else:
+            self.finish("interrupted" if issubclass(kind, Interrupted | KeyboardInterrupt) else "failed")
 
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Metrics of one step; sent with the next batch, at most two seconds later."""
@@ -129,6 +140,8 @@ def start_run(
     TrackingError if the server cannot be reached or refuses.
     """
     client = connect(config)
+    from mlflow.entities import RunTag
+
     with refusals(config, f"starting the run {name!r}"):
         experiment = experiment_id(client, config)
         known = run_id or _unfinished(client, experiment, name, lineage.config_hash)
@@ -138,6 +151,7 @@ def start_run(
             logged: dict[str, str] = {}
         else:
             client.update_run(known, status="RUNNING")
+            client.log_batch(known, tags=[RunTag(key, value) for key, value in every_tag.items()])
             logged = client.get_run(known).data.params
         _log_params(client, known, {k: v for k, v in flatten(params).items() if k not in logged})
     return Run(client, known, warn or Console().warn)

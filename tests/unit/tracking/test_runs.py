@@ -1,11 +1,12 @@
 import json
 import socket
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from hssl_dist.config.parts import TrackingConfig
-from hssl_dist.errors import TrackingError
+from hssl_dist.errors import Interrupted, TrackingError
 from hssl_dist.records import Lineage
 from hssl_dist.tracking import Run, attach_run, start_run
 from hssl_dist.tracking.client import connect, shown
@@ -63,12 +64,28 @@ def test_unfinished_run_of_same_name_and_config_goes_on(tracking: TrackingConfig
     first = _start(tracking, "resumed")
     first.log_metrics(1, {"loss": 1.0})
     first.finish("interrupted")
-    second = _start(tracking, "resumed")
+    moved = LINEAGE.model_copy(update={"parent_model": "models:/hssl-unet/2"})
+    second = _start(tracking, "resumed", moved)
     assert second.id == first.id
+    assert connect(tracking).get_run(first.id).data.tags["hssl.parent_model"] == "models:/hssl-unet/2"
     other = _start(tracking, "resumed", LINEAGE.model_copy(update={"config_hash": "d" * 64}))
     assert other.id != first.id
     second.finish("done")
     assert _start(tracking, "resumed").id != first.id
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(None, "FINISHED"), (ValueError, "FAILED"), (Interrupted, "KILLED"), (KeyboardInterrupt, "KILLED")],
+)
+def test_a_run_ends_as_its_block_does(
+    tracking: TrackingConfig, error: type[BaseException] | None, status: str
+):
+    run = _start(tracking, f"ends-{status}")
+    with nullcontext() if error is None else pytest.raises(error), run:
+        if error is not None:
+            raise error("stop")
+    assert connect(tracking).get_run(run.id).info.status == status
 
 
 def test_attached_run_logs_to_the_same_run(tracking: TrackingConfig):
