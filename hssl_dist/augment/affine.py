@@ -64,7 +64,8 @@ def apply_maps(
     maps: Float[Tensor, "batch 3 4"], points: Float[Tensor, "batch points 3"]
 ) -> Float[Tensor, "batch points 3"]:
     """Where the maps take the points."""
-    return points @ maps[:, :, :3].transpose(1, 2) + maps[:, None, :, 3]
+    # A sum and no matrix product, which may round coordinates to TF32 or, under autocast, to half precision.
+    return (points[:, :, None, :] * maps[:, None, :, :3]).sum(3) + maps[:, None, :, 3]
 
 
 def invert_maps(maps: Float[Tensor, "batch 3 4"]) -> Float[Tensor, "batch 3 4"]:
@@ -84,8 +85,20 @@ def resample(
     `bilinear` is torch's name; in three dimensions it is trilinear.
     """
     theta = torch.as_tensor(_normalised(maps, images.shape[2:], size), dtype=images.dtype)
-    grid = F.affine_grid(theta.to(images.device), [len(images), 1, *size], align_corners=False)
+    grid = _grid(theta.to(images.device), size)
     return F.grid_sample(images, grid, mode=mode, padding_mode="border", align_corners=False)
+
+
+def _grid(theta: Float[Tensor, "batch 3 4"], size: Shape) -> Float[Tensor, "batch z y x 3"]:
+    """Where all voxels of the target lie, in torch's coordinates; sums, for the reason in `apply_maps`."""
+    grid = theta[:, None, None, None, :, 3]
+    for column, axis in enumerate((3, 2, 1)):
+        length = size[axis - 1]
+        places = (2.0 * torch.arange(length, device=theta.device, dtype=theta.dtype) + 1.0) / length - 1.0
+        shape = [1] * 5
+        shape[axis] = length
+        grid = grid + theta[:, None, None, None, :, column] * places.view(shape)
+    return grid
 
 
 def _rotations(angles: Float64[np.ndarray, "batch 3"], thickness: float) -> Float64[np.ndarray, "batch 3 3"]:

@@ -75,11 +75,12 @@ def _soften(
     rows = torch.as_tensor(chosen, device=images.device)
     soft = images[rows]
     thickness = anisotropy((soft.shape[1], soft.shape[2], soft.shape[3]))
-    for axis, length in ((1, thickness), (2, 1.0), (3, 1.0)):
-        size = soft.shape[axis]
-        coarse = np.maximum(np.rint(size * np.minimum(1.0, zoom * length)), 1.0)
-        operator = _coarsening(size, _column(coarse, soft)) @ _blurring(size, _column(sigma / length, soft))
-        soft = _along(axis, operator, soft)
+    with torch.autocast(images.device.type, enabled=False):
+        for axis, length in ((1, thickness), (2, 1.0), (3, 1.0)):
+            size = soft.shape[axis]
+            coarse = np.maximum(np.rint(size * np.minimum(1.0, zoom * length)), 1.0)
+            blurring = _blurring(size, _column(sigma / length, soft))
+            soft = _along(axis, _coarsening(size, _column(coarse, soft)) @ blurring, soft)
     return images.index_copy(0, rows, soft)
 
 

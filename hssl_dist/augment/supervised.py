@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor
 
 from hssl_dist.augment.affine import DRAWS, draw_maps, resample
@@ -32,8 +32,8 @@ _PROBABILITY = 0.4  # of rotation, scaling, contrast, brightness, gamma and nois
 
 @torch.no_grad()
 def augment_labelled(
-    image: Float[Tensor, "batch channel z y x"], label: Int[Tensor, "batch z y x"], seeds: Sequence[int]
-) -> tuple[Float[Tensor, "batch channel z y x"], Int[Tensor, "batch z y x"]]:
+    image: Float[Tensor, "batch channel z y x"], label: Integer[Tensor, "batch z y x"], seeds: Sequence[int]
+) -> tuple[Float[Tensor, "batch channel z y x"], Integer[Tensor, "batch z y x"]]:
     """New patches of the same size, each from its own seed alone; labels keep their values and their type.
 
     Images are interpolated linearly and labels take the nearest voxel of the same grid. Channels share the

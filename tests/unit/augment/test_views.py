@@ -49,6 +49,17 @@ def test_a_sample_does_not_depend_on_the_rest_of_its_batch():
         torch.testing.assert_close(getattr(together, name), separate, atol=2e-6, rtol=0)
 
 
+def test_mixed_precision_around_them_does_not_change_the_views():
+    regions, seeds = torch.randn(4, 1, *REGION), seeds_of(4)
+
+    plain = two_views(regions, seeds, PATCH, STRONG)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = two_views(regions, seeds, PATCH, STRONG)
+
+    assert torch.equal(plain.first, mixed.first)
+    assert torch.equal(plain.second, mixed.second)
+
+
 @pytest.mark.parametrize("view", ["first", "second"])
 def test_maps_tell_exactly_where_each_voxel_comes_from(view):
     seed = seeds_of(20)
