@@ -71,7 +71,8 @@ def apply_maps(
 def invert_maps(maps: Float[Tensor, "batch 3 4"]) -> Float[Tensor, "batch 3 4"]:
     """The maps from source to target."""
     linear = torch.linalg.inv(maps[:, :, :3])
-    return torch.cat([linear, -linear @ maps[:, :, 3:]], dim=2)
+    offset = -(linear * maps[:, None, :, 3]).sum(2, keepdim=True)
+    return torch.cat([linear, offset], dim=2)
 
 
 def resample(
