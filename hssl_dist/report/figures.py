@@ -33,6 +33,7 @@ _PAGE_COLOURS = {INK: "var(--ink-soft)", GRID: "var(--rule)"} | {
 }
 _FONT_SIZE_PT = 9.5
 _ID = re.compile(r'(\bid="|url\(#|href="#)([^")]+)')
+_METADATA_AND_STYLE = re.compile(r"\s*<metadata>.*?</metadata>|\s*<style[^>]*>.*?</style>", re.DOTALL)
 _SIZE = re.compile(r'<svg [^>]*?viewBox="([^"]+)"[^>]*>', re.DOTALL)
 
 
@@ -102,7 +103,7 @@ def inline_svg(figure: Figure, alt: str) -> Markup:
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = stream.getvalue()
     text = text[text.index("<svg") :]
-    text = re.sub(r"\s*<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = _METADATA_AND_STYLE.sub("", text)
     for colour, variable in _PAGE_COLOURS.items():
         text = text.replace(colour, variable)
     text = text.replace("'DejaVu Sans'", "var(--font)")
