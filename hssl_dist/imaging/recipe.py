@@ -59,8 +59,7 @@ class Recipe(Record):
 class ChannelSurvey(Record):
     """One channel's source intensities over the foreground, from at most a million evenly spaced voxels.
 
-    `voxels` is the size of the foreground; `quantiles` are evenly spaced from the 0th to the 100th
-    percentile, at most 256.
+    `voxels` is the size of the foreground; `quantiles` are the middles of its at most 256 equal shares.
     """
 
     voxels: int

@@ -96,7 +96,8 @@ def _pick(
 
 def _survey_channel(values: Float32[np.ndarray, " voxels"], count: int) -> ChannelSurvey:
     wide = np.sort(values).astype(np.float64)
-    quantiles = np.quantile(wide, np.linspace(0.0, 1.0, min(QUANTILES, wide.size)))
+    shares = min(QUANTILES, wide.size)
+    quantiles = np.quantile(wide, (np.arange(shares) + 0.5) / shares, method="hazen")
     return ChannelSurvey(
         voxels=count,
         minimum=float(wide[0]),
