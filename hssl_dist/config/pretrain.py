@@ -143,6 +143,10 @@ class PretrainConfig(JobConfig):
     """Ray workers, one GPU each where there are GPUs."""
     threads_per_worker: PositiveInt = 1
     """CPU threads of a worker."""
+    max_failures: NonNegativeInt = 3
+    """Times a Ray run starts its workers again from the newest checkpoint after one of them failed."""
+    collective_timeout_s: PositiveInt = 600
+    """Seconds after which a rank that waits for another one gives up."""
     global_batch: PositiveInt = 32
     """Regions per step over all workers."""
     log_every_steps: PositiveInt = 10
@@ -170,4 +174,10 @@ class PretrainConfig(JobConfig):
                 )
         if self.encoder.steps + self.decoder.steps == 0:
             raise ValueError("encoder.steps and decoder.steps are both 0: there is nothing to train")
+        terms = {"encoder": ("image", "task", "group"), "decoder": ("dense", "restoration")}
+        for stage, names in terms.items():
+            weights = [getattr(self.objective, f"{name}_weight") for name in names]
+            if getattr(self, stage).steps and not any(weights):
+                keys = ", ".join(f"objective.{name}_weight" for name in names)
+                raise ValueError(f"{stage}.steps is not 0, but {keys} are: leave the stage or a term in")
         return self

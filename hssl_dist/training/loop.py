@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -41,12 +41,23 @@ _NAMED_SAMPLES = 8
 
 @dataclass(frozen=True, slots=True)
 class PretrainingResult:
-    """A finished run: the network, and the metrics of every logged step."""
+    """A finished run: its network, what defined it, and the metrics of every logged step (on rank 0)."""
 
     network: PretrainingNetwork
     tasks: tuple[str, ...]
     groups: tuple[str, ...]
+    trajectory: dict[str, Any]
     history: History
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The newest value of each metric."""
+        return newest(self.history)
+
+
+def newest(history: History) -> dict[str, float]:
+    """The newest value of each metric of a history."""
+    return {key: value for _, metrics in history for key, value in metrics.items()}
 
 
 def run_pretraining(
@@ -70,8 +81,10 @@ def run_pretraining(
     for stage, (first, last) in stage_steps(config).items():
         if loop.step < last:
             loop.train(stage, first, last)
-    collectives.barrier()
-    return PretrainingResult(loop.network, loop.schedule.tasks, loop.schedule.groups, loop.history)
+    collectives.barrier(config.collective_timeout_s)
+    return PretrainingResult(
+        loop.network, loop.schedule.tasks, loop.schedule.groups, loop.trajectory, loop.history
+    )
 
 
 def stage_steps(config: PretrainConfig) -> dict[Stage, tuple[int, int]]:
@@ -173,7 +186,7 @@ class _Loop:
                 if stop or self.step == last or self.step % self.config.checkpoint.every_steps == 0:
                     self.save(stage, optimiser)
                 if stop and self.step < last:
-                    collectives.barrier()
+                    collectives.barrier(self.config.collective_timeout_s)
                     raise Interrupted(f"stopped after step {self.step}; run it again to go on")
 
     def _train_step(

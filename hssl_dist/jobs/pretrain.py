@@ -1,0 +1,208 @@
+"""The pretraining job: tracks a run, trains it here or on Ray, registers the network.
+
+All progress is in the run's folder (see `jobs.pretrain_rank`): the same name again resumes the run, and says
+so if it is done.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+from hssl_dist import collectives, files
+from hssl_dist.console import Console
+from hssl_dist.errors import CheckpointError, Interrupted
+from hssl_dist.jobs import cluster
+from hssl_dist.jobs.lineage import lineage
+from hssl_dist.jobs.pretrain_rank import checkpoint_store, model_url, run_url, torchrun_group, train_rank
+from hssl_dist.jobs.stopping import stop_requests
+from hssl_dist.records import Outcome, canonical_json
+from hssl_dist.report.curves import line_chart
+from hssl_dist.report.figures import png
+from hssl_dist.store import read_manifests
+from hssl_dist.tracking import fetch_model, register_model, start_run
+from hssl_dist.training.health import chance_warning
+from hssl_dist.training.loop import History, newest
+from hssl_dist.training.trajectory import check_same, trajectory, trajectory_hash
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import torch
+
+    from hssl_dist.config.pretrain import PretrainConfig
+    from hssl_dist.records import Lineage, Manifest
+    from hssl_dist.tracking import Run
+
+_DONE = "done.json"
+_WITHOUT_SECRETS = {"tracking"}
+
+
+def run(config: PretrainConfig, console: Console) -> Outcome:
+    """Train to the end, or go on, and register; started by torchrun, as one of its ranks.
+
+    Raises ConfigError if the run was started with another config, and the errors of training.
+    """
+    manifests = read_manifests(config.store.url, config.sampling.datasets)
+    done = _read_done(config)
+    if done is not None:
+        check_same(config.name, done["trajectory"], trajectory(config, manifests))
+        text = f"run {config.name!r} is done already: {done['summary']['model']}"
+        return Outcome({**done["summary"], "already_done": True}, (text,))
+    if config.runner == "ray":
+        with cluster.connect(config.ray, console):
+            return _lead(config, manifests, console, _train_on_ray)
+    with torchrun_group(config) as device:
+        if collectives.rank() == 0:
+            return _lead(config, manifests, console, partial(_train_here, device=device))
+        return _follow(config, manifests, device)
+
+
+def _lead(
+    config: PretrainConfig,
+    manifests: Mapping[str, Manifest],
+    console: Console,
+    train: Callable[[PretrainConfig, Lineage, str, Console, Callable[[], bool]], None],
+) -> Outcome:
+    """Track the run, train by `train`, register what it made."""
+    made_from = _lineage(config, manifests)
+    with stop_requests() as stop_requested:
+        tracked = start_run(
+            config.tracking,
+            config.name,
+            params=config.model_dump(mode="json", exclude=_WITHOUT_SECRETS),
+            tags={"hssl.job": "pretrain"},
+            lineage=made_from,
+            warn=console.warn,
+        )
+        status: Literal["done", "failed", "interrupted"] = "failed"
+        try:
+            tracked.log_json("config.json", config.model_dump(mode="json", exclude=_WITHOUT_SECRETS))
+            own = made_from.model_copy(update={"parent_run": tracked.id})
+            train(config, own, tracked.id, console, stop_requested)
+            outcome = _conclude(config, manifests, own, tracked)
+            status = "done"
+        except Interrupted as request:
+            status = "interrupted"
+            outcome = _interrupted(config, tracked, str(request))
+        finally:
+            tracked.finish(status)
+    return outcome
+
+
+def _train_here(
+    config: PretrainConfig,
+    made_from: Lineage,
+    run_id: str,
+    console: Console,
+    stop_requested: Callable[[], bool],
+    device: torch.device,
+) -> None:
+    """Train in this process; a terminal shows a bar, anything else gets lines."""
+    say = (lambda _: None) if console.is_terminal else console.say
+    steps = config.encoder.steps + config.decoder.steps
+    left = steps - (checkpoint_store(config).latest() or 0)
+    with console.track(f"pretrain {config.name}", left) as advance:
+        train_rank(config, made_from, run_id, device, say=say, advance=advance, stop_requested=stop_requested)
+
+
+def _train_on_ray(
+    config: PretrainConfig,
+    made_from: Lineage,
+    run_id: str,
+    console: Console,
+    stop_requested: Callable[[], bool],
+) -> None:
+    from hssl_dist.jobs.pretrain_ray import train_on_ray
+
+    train_on_ray(config, made_from, run_id, console, stop_requested)
+
+
+def _follow(config: PretrainConfig, manifests: Mapping[str, Manifest], device: torch.device) -> Outcome:
+    """A torchrun rank other than 0: it trains, the rest is rank 0's."""
+    quiet = Console(io.StringIO())
+    with stop_requests() as stop_requested:
+        try:
+            _train_here(config, _lineage(config, manifests), "", quiet, stop_requested, device)
+        except Interrupted:
+            return Outcome({"rank": collectives.rank()}, status="interrupted")
+    return Outcome({"rank": collectives.rank()})
+
+
+# ------------------------------------------------------------------------------------------- after training
+
+
+def _conclude(
+    config: PretrainConfig, manifests: Mapping[str, Manifest], made_from: Lineage, tracked: Run
+) -> Outcome:
+    """Log the curves, register the network, and note that the run is done."""
+    step, history = _progress(config)
+    _log_curves(tracked, history)
+    model = fetch_model(config.tracking, model_url(config))
+    version = register_model(config.tracking, model.folder, config.register_as, tracked.id, made_from)
+    warning = chance_warning(history, config.global_batch)
+    summary: dict[str, Any] = {
+        "name": config.name,
+        "run_id": tracked.id,
+        "steps": step,
+        "model": version.uri,
+        "folder": model_url(config),
+        "metrics": newest(history),
+        "already_done": False,
+    }
+    done = {"trajectory": trajectory(config, manifests), "summary": summary}
+    files.write(files.join(run_url(config), _DONE), canonical_json(done).encode())
+    return Outcome(
+        summary,
+        (
+            f"run {config.name!r}: {step} steps, registered as {version.uri} ({config.register_as}@latest)",
+            f"network: {model_url(config)}",
+        ),
+        warnings=(warning,) if warning else (),
+    )
+
+
+def _interrupted(config: PretrainConfig, tracked: Run, reason: str) -> Outcome:
+    step, _ = _progress(config)
+    summary = {"name": config.name, "run_id": tracked.id, "steps": step, "reason": reason}
+    return Outcome(
+        summary,
+        (f"run {config.name!r} is interrupted after step {step}; run it again to go on",),
+        status="interrupted",
+    )
+
+
+def _progress(config: PretrainConfig) -> tuple[int, History]:
+    """Step and history of the newest checkpoint."""
+    store = checkpoint_store(config)
+    step = store.latest()
+    if step is None:
+        raise CheckpointError(f"there is no checkpoint at {store.url}, though the run has ended")
+    return step, [(at, metrics) for at, metrics in store.load_state(step)["history"]]
+
+
+def _read_done(config: PretrainConfig) -> dict[str, Any] | None:
+    url = files.join(run_url(config), _DONE)
+    if not files.exists(url):
+        return None
+    done: dict[str, Any] = json.loads(files.read(url))
+    return done
+
+
+def _lineage(config: PretrainConfig, manifests: Mapping[str, Manifest]) -> Lineage:
+    return lineage(trajectory_hash(config, manifests), manifests.values())
+
+
+def _log_curves(tracked: Run, history: History) -> None:
+    for title, suffix in (("loss", "loss_"), ("accuracy", "_accuracy")):
+        keys = sorted({key for _, metrics in history for key in metrics if suffix in key})
+        series = {
+            key.removeprefix(suffix).removesuffix(suffix): [
+                (step, metrics[key]) for step, metrics in history if key in metrics
+            ]
+            for key in keys
+        }
+        if series:
+            tracked.log_figure(f"figures/{title}.png", png(line_chart(series, y_label=title)))

@@ -1,0 +1,158 @@
+"""What one rank of a pretraining job does: open its parts, train, report; it knows no Ray.
+
+<runs>/<name>/
+  checkpoints/      see `training.checkpoint`
+  model/            the final network: model.safetensors, model.json
+  done.json         what a finished run registered, and under which trajectory
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+
+from hssl_dist import collectives, files
+from hssl_dist.errors import StoreError
+from hssl_dist.store import open_reader, read_manifests
+from hssl_dist.tracking import attach_run
+from hssl_dist.training.checkpoint import CheckpointStore
+from hssl_dist.training.export import save_pretrained
+from hssl_dist.training.loop import run_pretraining
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from hssl_dist.config.pretrain import PretrainConfig
+    from hssl_dist.records import Lineage, Manifest
+    from hssl_dist.tracking import Run
+
+
+def run_url(config: PretrainConfig) -> str:
+    """Folder of the run."""
+    return files.join(config.runs, config.name)
+
+
+def model_url(config: PretrainConfig) -> str:
+    """Folder of the run's final network."""
+    return files.join(run_url(config), "model")
+
+
+def checkpoint_store(config: PretrainConfig) -> CheckpointStore:
+    """The run's checkpoints."""
+    return CheckpointStore(files.join(run_url(config), "checkpoints"))
+
+
+@dataclass(frozen=True)
+class RankCallbacks:
+    """The training loop's callbacks: metrics to MLflow, lines and progress to a person."""
+
+    total_steps: int
+    run: Run
+    say: Callable[[str], None]
+    advance: Callable[[int], None]
+    stop_requested: Callable[[], bool]
+
+    def on_step(self, step: int) -> None:  # noqa: ARG002
+        """One step further."""
+        self.advance(1)
+
+    def on_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Log to MLflow, and one line."""
+        self.run.log_metrics(step, metrics)
+        self.say(f"step {step} of {self.total_steps}: {describe(metrics)}")
+
+    def on_checkpoint(self, step: int, url: str) -> None:  # noqa: ARG002
+        """One line."""
+        self.say(f"step {step} of {self.total_steps}: checkpoint saved")
+
+    def should_stop(self) -> bool:
+        """Whether this rank was asked to stop."""
+        return self.stop_requested()
+
+
+def describe(metrics: Mapping[str, float]) -> str:
+    """`loss 3.211 (image 2.102, task 1.109), 51.2 samples/s, data wait 3 %`."""
+    terms = ", ".join(
+        f"{key.removeprefix('loss_')} {value:.3f}"
+        for key, value in metrics.items()
+        if key.startswith("loss_")
+    )
+    return (
+        f"loss {metrics['loss']:.3f} ({terms}), {metrics['samples_per_s']:.1f} samples/s, "
+        f"data wait {100 * metrics['data_wait_share']:.0f} %"
+    )
+
+
+def train_rank(
+    config: PretrainConfig,
+    lineage: Lineage,
+    run_id: str,
+    device: torch.device,
+    *,
+    say: Callable[[str], None],
+    advance: Callable[[int], None],
+    stop_requested: Callable[[], bool],
+) -> None:
+    """Train on this rank to the end; rank 0 then writes the model folder.
+
+    Raises Interrupted once a stop is asked for and a checkpoint is saved, and the errors of the loop.
+    """
+    torch.set_num_threads(config.threads_per_worker)
+    run = attach_run(config.tracking, run_id, warn=say)
+    callbacks = RankCallbacks(
+        total_steps=config.encoder.steps + config.decoder.steps,
+        run=run,
+        say=say,
+        advance=advance,
+        stop_requested=stop_requested,
+    )
+    try:
+        result = run_pretraining(
+            config,
+            read_same_manifests(config, lineage),
+            open_reader(config.store.url, cache_bytes=config.sampling.cache_bytes),
+            checkpoint_store(config),
+            callbacks,
+            device,
+        )
+    finally:
+        if collectives.rank() == 0:
+            run.flush()
+    if collectives.rank() == 0:
+        save_pretrained(model_url(config), result, config, lineage)
+    collectives.barrier(config.collective_timeout_s)
+
+
+def read_same_manifests(config: PretrainConfig, lineage: Lineage) -> dict[str, Manifest]:
+    """The store's manifests. Raises StoreError if they are not those the run was started with."""
+    manifests = read_manifests(config.store.url, config.sampling.datasets)
+    if {name: manifest.sha256 for name, manifest in manifests.items()} != lineage.manifests:
+        raise StoreError(
+            f"the manifests of {config.store.url} changed while the run started; "
+            "let preprocessing finish, then start it again"
+        )
+    return manifests
+
+
+@contextmanager
+def torchrun_group(config: PretrainConfig) -> Iterator[torch.device]:
+    """Inside, this process is one of torchrun's ranks, if torchrun started it; yields the rank's device."""
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        yield device
+        return
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(seconds=config.collective_timeout_s))
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,244 @@
+"""Pretraining on the workers of a Ray cluster, by Ray Train's `TorchTrainer`.
+
+Ray starts the workers, joins them in a process group and starts them again when one fails; the state they go
+on from is our own checkpoints, so Ray Train keeps none. Driver and workers talk through one small actor.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+import time
+import uuid
+from collections import deque
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
+
+import ray
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+
+from hssl_dist import collectives
+from hssl_dist.config.pretrain import PretrainConfig
+from hssl_dist.errors import (
+    CheckpointError,
+    CorruptError,
+    HsslError,
+    Interrupted,
+    NonFiniteError,
+    TrainingError,
+    UsageError,
+)
+from hssl_dist.jobs.pretrain_rank import train_rank
+from hssl_dist.records import Lineage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from hssl_dist.console import Console
+
+# Starting the workers again cannot mend these.
+_FINAL = (UsageError, CheckpointError, CorruptError, NonFiniteError)
+_POLL_S = 0.25
+_HEALTH_CHECK_S = 0.5
+
+
+@ray.remote(num_cpus=0)
+class Liaison:
+    """What the driver and rank 0 tell each other."""
+
+    def __init__(self) -> None:
+        self._lines: deque[str] = deque()
+        self._stop = False
+        self._end: Literal["done", "interrupted"] | HsslError | None = None
+
+    def say(self, line: str) -> None:
+        """A line for the driver's console."""
+        self._lines.append(line)
+
+    def lines(self) -> list[str]:
+        """The lines said since the last call."""
+        lines, self._lines = list(self._lines), deque()
+        return lines
+
+    def request_stop(self) -> None:
+        """Ask the workers to save a checkpoint and end."""
+        self._stop = True
+
+    def stop_requested(self) -> bool:
+        """Whether the workers are asked to end."""
+        return self._stop
+
+    def conclude(self, end: Literal["done", "interrupted"] | HsslError) -> None:
+        """How the training ended, for good."""
+        self._end = end
+
+    def end(self) -> Literal["done", "interrupted"] | HsslError | None:
+        """How it ended; None while it has not."""
+        return self._end
+
+
+def train_on_ray(
+    config: PretrainConfig,
+    lineage: Lineage,
+    run_id: str,
+    console: Console,
+    stop_requested: Callable[[], bool],
+) -> None:
+    """Train on `config.workers` workers of the connected cluster.
+
+    Raises Interrupted once a checkpoint is saved on request, what a worker raised if starting it again cannot
+    help, and TrainingError if workers failed more than `config.max_failures` times.
+    """
+    _say_what_is_missing(config, console)
+    liaison = Liaison.remote()  # type: ignore[attr-defined]
+    failure: list[BaseException] = []
+    with tempfile.TemporaryDirectory(prefix="hssl-ray-") as folder, _ray_train_environment(config):
+        trainer = _trainer(config, lineage, run_id, liaison, folder)
+
+        def fit() -> None:
+            try:
+                trainer.fit()
+            except BaseException as error:  # noqa: BLE001  (raised again below, by the thread that waits)
+                failure.append(error)
+
+        # In a thread, so that this one is free to get signals; a daemon, so that a second signal ends it all.
+        fitting = threading.Thread(target=fit, name="ray-train-fit", daemon=True)
+        fitting.start()
+        asked = False
+        while fitting.is_alive():
+            fitting.join(_POLL_S)
+            for line in ray.get(liaison.lines.remote()):
+                console.say(line)
+            if stop_requested() and not asked:
+                asked = True
+                console.say("asked to stop: saving a checkpoint")
+                ray.get(liaison.request_stop.remote())
+    _raise_end(ray.get(liaison.end.remote()), failure)
+
+
+def _trainer(
+    config: PretrainConfig, lineage: Lineage, run_id: str, liaison: Any, folder: str
+) -> TorchTrainer:
+    use_gpu = _resources().get("GPU", 0) > 0
+    resources = {"CPU": float(config.threads_per_worker)} | ({"GPU": 1.0} if use_gpu else {})
+    return TorchTrainer(
+        _train_worker,
+        train_loop_config={
+            "config": config.model_dump_json(),
+            "lineage": lineage.to_json(),
+            "run_id": run_id,
+            "liaison": liaison,
+        },
+        torch_config=TorchConfig(
+            backend="nccl" if use_gpu else "gloo", timeout_s=config.collective_timeout_s
+        ),
+        scaling_config=ScalingConfig(
+            num_workers=config.workers, use_gpu=use_gpu, resources_per_worker=resources
+        ),
+        # A name of its own for each attempt: Ray Train must not resume what our checkpoints resume.
+        run_config=RunConfig(
+            name=f"{config.name}-{uuid.uuid4().hex[:8]}",
+            storage_path=folder,
+            failure_config=FailureConfig(max_failures=config.max_failures),
+        ),
+    )
+
+
+def _train_worker(settings: dict[str, Any]) -> None:
+    """One worker's share, from its start or from the newest checkpoint."""
+    config = PretrainConfig.model_validate_json(settings["config"])
+    liaison = settings["liaison"]
+    if ray.get(liaison.end.remote()) is not None:
+        return  # A worker has said that going on is of no use; these are new ones that Ray has started.
+    lead = collectives.rank() == 0
+    try:
+        train_rank(
+            config,
+            Lineage.model_validate_json(settings["lineage"]),
+            settings["run_id"],
+            get_device(),
+            say=lambda line: liaison.say.remote(line) if lead else None,
+            advance=lambda _: None,
+            stop_requested=_asked_now_and_then(liaison) if lead else lambda: False,
+        )
+    except Interrupted:
+        end: Literal["done", "interrupted"] | HsslError = "interrupted"
+    except _FINAL as error:
+        ray.get(liaison.conclude.remote(error))
+        raise
+    else:
+        end = "done"
+    if lead:
+        ray.get(liaison.conclude.remote(end))
+
+
+def _asked_now_and_then(liaison: Any) -> Callable[[], bool]:
+    """Asks the liaison at most every `_POLL_S` seconds; once asked to stop it stays so."""
+    asked, next_s = False, 0.0
+
+    def stop_requested() -> bool:
+        nonlocal asked, next_s
+        if not asked and time.monotonic() >= next_s:
+            asked = bool(ray.get(liaison.stop_requested.remote()))
+            next_s = time.monotonic() + _POLL_S
+        return asked
+
+    return stop_requested
+
+
+def _raise_end(end: Literal["done", "interrupted"] | HsslError | None, failure: list[BaseException]) -> None:
+    if isinstance(end, HsslError):
+        raise end
+    if end == "interrupted":
+        raise Interrupted("a checkpoint is saved; run it again to go on")
+    if failure:
+        if not isinstance(failure[0], TrainingFailedError):
+            raise failure[0]
+        raise TrainingError(_why(failure[0])) from failure[0]
+    if end is None:
+        raise TrainingError("the Ray workers ended without saying how; look at their logs")
+
+
+def _why(error: TrainingFailedError) -> str:
+    """One line about the workers (or the controller) that failed for the last time."""
+    failures: dict[int, BaseException] = getattr(error, "worker_failures", {}) or {}
+    for rank, cause in sorted(failures.items()):
+        original = getattr(cause, "_base_exc", cause)
+        text = next(iter(str(original).strip().splitlines()), "")
+        return f"worker {rank} failed with {type(original).__name__}: {text}; no attempts are left"
+    return f"Ray Train failed: {str(error).strip().splitlines()[-1]}"
+
+
+def _resources() -> dict[str, float]:
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return resources
+
+
+def _say_what_is_missing(config: PretrainConfig, console: Console) -> None:
+    needed = config.workers * config.threads_per_worker
+    there = int(_resources().get("CPU", 0))
+    if there < needed:
+        console.warn(
+            f"workers {config.workers} x threads_per_worker {config.threads_per_worker} need {needed} CPUs, "
+            f"the cluster has {there}: the run waits until it grows"
+        )
+
+
+@contextmanager
+def _ray_train_environment(config: PretrainConfig) -> Iterator[None]:
+    """Settings that Ray Train takes from the driver's environment only; the user's own go first."""
+    wanted = {
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(_HEALTH_CHECK_S),
+        "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": str(config.collective_timeout_s),
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
+        "RAY_TRAIN_METRICS_ENABLED": "0",
+    }
+    added = {key: value for key, value in wanted.items() if key not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for key in added:
+            os.environ.pop(key, None)

@@ -1,0 +1,34 @@
+"""A finished run's network as a model folder, ready for the registry."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hssl_dist import files
+from hssl_dist.networks.weights import CARD_NAME, WEIGHTS_NAME, ModelCard, save_model
+
+if TYPE_CHECKING:
+    from hssl_dist.config.pretrain import PretrainConfig
+    from hssl_dist.records import Lineage
+    from hssl_dist.training.loop import PretrainingResult
+
+
+def save_pretrained(url: str, result: PretrainingResult, config: PretrainConfig, lineage: Lineage) -> None:
+    """Write the network to a model folder at a local path or URL; a reader finds all of it or no card."""
+    card = ModelCard(
+        kind="pretrained",
+        network=config.network.model_dump(mode="json"),
+        in_channels=1,
+        tasks=result.tasks,
+        groups=result.groups,
+        metrics=result.metrics,
+        lineage=lineage,
+        extra={"trajectory": result.trajectory},
+    )
+    with tempfile.TemporaryDirectory(prefix="hssl-model-") as folder:
+        save_model(Path(folder), result.network.state_dict(), card)
+        files.remove(files.join(url, CARD_NAME))
+        for name in (WEIGHTS_NAME, CARD_NAME):
+            files.write(files.join(url, name), (Path(folder) / name).read_bytes())
