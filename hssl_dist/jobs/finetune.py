@@ -1,0 +1,295 @@
+"""`hssl finetune`: train a segmentation network on a dataset's labels, from a model or from scratch.
+
+manifest -> patients of the split and of the label fraction -> network, with the weights of the model
+         -> training, the best of its validations -> folder of the run -> registry
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from hssl_dist import files
+from hssl_dist.config.finetune import FinetuneConfig
+from hssl_dist.console import Console
+from hssl_dist.errors import ConfigError, HsslError
+from hssl_dist.jobs.hardware import use_hardware
+from hssl_dist.jobs.lineage import lineage
+from hssl_dist.jobs.publish import publish
+from hssl_dist.jobs.starting import Start, starting_point
+from hssl_dist.networks.weights import ModelCard
+from hssl_dist.records import CaseRecord, Lineage, Manifest, Outcome
+from hssl_dist.report.curves import line_chart
+from hssl_dist.report.figures import png
+from hssl_dist.sampling.splits import Split, label_subset, labelled_cases, split_manifest
+from hssl_dist.sampling.supervised import SupervisedLoader
+from hssl_dist.segmentation import DiceMeans, dice_means
+from hssl_dist.store import open_reader, read_manifest
+from hssl_dist.tracking import Run, Version, start_run
+from hssl_dist.training.supervised import SupervisedResult, run_supervised
+from hssl_dist.training.validation import score_cases
+
+VALIDATION_OVERLAP = 0.5
+_WHERE_NOT_WHAT = {"store", "runs", "tracking", "register_as", "runner", "ray", "threads"}
+"""Keys that say where the job runs, not what it computes: not hashed into the lineage, not logged."""
+
+_NOT_VALIDATED = "no validation patient shows a class: the last weights were kept; raise split.validation"
+
+
+def run(config: FinetuneConfig, console: Console) -> Outcome:
+    """Train, register the weights that validated best with their lineage, and say how they validated.
+
+    Raises MissingError and ConfigError for what the config names and what does not fit together,
+    CheckpointError for a model that does not fit, NonFiniteError, TrackingError.
+    """
+    return _run_on_ray(config, console) if config.runner == "ray" else _run_here(config, console)
+
+
+def _run_on_ray(config: FinetuneConfig, console: Console) -> Outcome:
+    """The same as one task of a Ray cluster, on a GPU if the cluster has any."""
+    from hssl_dist.jobs import cluster
+
+    with cluster.connect(config.ray, console, worker_output=True):
+        import ray
+
+        gpus = min(1.0, ray.cluster_resources().get("GPU", 0.0))  # type: ignore[no-untyped-call]
+        options = ray.remote(num_cpus=config.threads or 1, num_gpus=gpus, max_retries=0)
+        try:
+            outcome: Outcome = ray.get(options(_run_task).remote(config))
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, HsslError):
+                raise error.cause from error
+            raise
+    return outcome
+
+
+def _run_task(config: FinetuneConfig) -> Outcome:
+    return _run_here(config, Console())
+
+
+def _run_here(config: FinetuneConfig, console: Console) -> Outcome:
+    start_s = time.monotonic()
+    device = use_hardware(config.threads)
+    manifest = read_manifest(config.store.url, config.dataset)
+    patients = _choose_patients(config, manifest)
+    start = starting_point(config, manifest.header)
+    origin = lineage(config.hash(_WHERE_NOT_WHAT), [manifest], start.parent_run, start.parent_model)
+    params = config.model_dump(mode="json", exclude=_WHERE_NOT_WHAT)
+    tags = {"hssl.job": "finetune", "hssl.dataset": config.dataset}
+    console.say(_opening(config, patients, start))
+    with start_run(config.tracking, config.name, params, tags, origin, warn=console.warn) as tracked:
+        tracked.log_json("config.json", params)
+        tracked.log_json("patients.json", patients.as_json(config))
+        if start.report is not None:
+            tracked.log_json("transfer.json", asdict(start.report))
+        result = _train(config, manifest, patients, start, device, tracked, console)
+        _log_result(tracked, result)
+        card = _card(config, manifest, patients, start, result, origin, tracked.id)
+        url = files.join(config.runs, config.name, "model")
+        name = config.register_as or f"hssl-{config.dataset}"
+        version = publish(config.tracking, url, result.state, card, name, tracked.id)
+    seconds = round(time.monotonic() - start_s, 1)
+    return _outcome(config, card, patients, start, result, version, url, seconds)
+
+
+# --------------------------------------------------------------------------------------------------- patients
+
+
+@dataclass(frozen=True, slots=True)
+class _Patients:
+    """All parts of the split, the training patients whose labels are used, and the cases to use."""
+
+    split: Split
+    labelled: tuple[str, ...]
+    training_cases: tuple[CaseRecord, ...]
+    validation_cases: tuple[CaseRecord, ...]
+
+    def as_json(self, config: FinetuneConfig) -> dict[str, Any]:
+        """What a model's card keeps of it, so that no later evaluation meets a training patient."""
+        return {
+            "config": config.split.model_dump(mode="json"),
+            "labels": config.labels.model_dump(mode="json"),
+            "labelled": list(self.labelled),
+            "train": list(self.split.train),
+            "validation": list(self.split.validation),
+            "test": list(self.split.test),
+        }
+
+
+def _choose_patients(config: FinetuneConfig, manifest: Manifest) -> _Patients:
+    if not manifest.header.classes:
+        raise ConfigError(f"dataset {config.dataset!r} has no classes to learn; choose one with labels")
+    split = split_manifest(manifest, config.split)
+    if not split.train:
+        raise ConfigError(
+            f"dataset {config.dataset!r} has no labelled patient left for training; "
+            "choose one with more labels, or lower split.test and split.validation"
+        )
+    labelled = label_subset(split.train, config.labels)
+    return _Patients(
+        split, labelled, labelled_cases(manifest, labelled), labelled_cases(manifest, split.validation)
+    )
+
+
+def _opening(config: FinetuneConfig, patients: _Patients, start: Start) -> str:
+    split = patients.split
+    origin = f"from {start.parent_model}: {start.report.summary}" if start.report else "from scratch"
+    return (
+        f"{config.dataset}: {len(patients.labelled)} of {len(split.train)} training patients "
+        f"({len(patients.training_cases)} cases), {len(split.validation)} for validation, "
+        f"{len(split.test)} for testing; {origin}"
+    )
+
+
+# --------------------------------------------------------------------------------------------------- training
+
+
+@dataclass(frozen=True, slots=True)
+class _Observer:
+    """Passes what training tells on to the tracked run and the progress bar."""
+
+    tracked: Run
+    advance: Callable[[int], None]
+
+    def on_step(self, step: int) -> None:  # noqa: ARG002
+        self.advance(1)
+
+    def on_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.tracked.log_metrics(step, metrics)
+
+
+def _train(
+    config: FinetuneConfig,
+    manifest: Manifest,
+    patients: _Patients,
+    start: Start,
+    device: torch.device,
+    tracked: Run,
+    console: Console,
+) -> SupervisedResult:
+    settings, classes = config.training, manifest.header.classes
+    reader = open_reader(config.store.url)
+    loader = SupervisedLoader(
+        patients.training_cases,
+        reader,
+        settings.patch_size,
+        settings.batch_size,
+        settings.foreground,
+        config.seed,
+    )
+
+    def validate(network: nn.Module) -> DiceMeans:
+        scored = score_cases(
+            network,
+            patients.validation_cases,
+            reader,
+            classes,
+            settings.patch_size,
+            VALIDATION_OVERLAP,
+            device,
+        )
+        return dice_means(scores for _, scores in scored)
+
+    with console.track(f"fine-tuning on {config.dataset}", settings.steps) as advance:
+        return run_supervised(
+            start.network,
+            loader,
+            settings,
+            classes,
+            _Observer(tracked, advance),
+            device,
+            validate=validate if patients.validation_cases else None,
+            rates=start.rates,
+        )
+
+
+# --------------------------------------------------------------------------------------------- after training
+
+
+def _log_result(tracked: Run, result: SupervisedResult) -> None:
+    """The best validation, and the curves of the loss and of validation Dice per class."""
+    if result.validation is not None:
+        tracked.log_metrics(result.step, {"best_val_dice": result.validation.overall})
+    for title, prefix in (("loss", "loss"), ("validation Dice", "val_dice")):
+        series: dict[str, list[tuple[float, float]]] = {}
+        for step, metrics in result.history:
+            for key, value in metrics.items():
+                if key.startswith(prefix):
+                    series.setdefault(key.partition("/")[2] or "mean", []).append((step, value))
+        if series:
+            figure = line_chart(series, title=title, y_label=title)
+            tracked.log_figure(f"figures/{prefix}.png", png(figure))
+
+
+def _card(
+    config: FinetuneConfig,
+    manifest: Manifest,
+    patients: _Patients,
+    start: Start,
+    result: SupervisedResult,
+    origin: Lineage,
+    run_id: str,
+) -> ModelCard:
+    classes = manifest.header.classes
+    metrics = {}
+    if result.validation is not None:
+        metrics = {f"val_dice/{classes[k]}": score for k, score in result.validation.per_class.items()}
+        metrics["val_dice"] = result.validation.overall
+    return ModelCard(
+        kind="segmentation",
+        network=start.settings.model_dump(mode="json"),
+        in_channels=len(manifest.header.channels),
+        classes=classes,
+        dataset=config.dataset,
+        split=patients.as_json(config),
+        metrics={key: value for key, value in metrics.items() if not math.isnan(value)},
+        lineage=origin,
+        extra={
+            "patch_size": list(config.training.patch_size),
+            "run_id": run_id,
+            "seed": config.seed,
+            "best_step": result.step,
+        },
+    )
+
+
+def _outcome(
+    config: FinetuneConfig,
+    card: ModelCard,
+    patients: _Patients,
+    start: Start,
+    result: SupervisedResult,
+    version: Version,
+    url: str,
+    seconds: float,
+) -> Outcome:
+    named = {name: card.metrics.get(f"val_dice/{name}") for name in card.classes.values()}
+    mean = card.metrics.get("val_dice")
+    scores = ", ".join(f"{name} {'-' if score is None else f'{score:.3f}'}" for name, score in named.items())
+    validated = "not validated" if mean is None else f"validation Dice {mean:.3f} ({scores})"
+    return Outcome(
+        summary={
+            "dataset": config.dataset,
+            "run_id": card.extra["run_id"],
+            "model": version.uri,
+            "name": version.name,
+            "version": version.version,
+            "path": url,
+            "start": start.parent_model or config.model,
+            "transfer": start.report.summary if start.report else None,
+            "fraction": config.labels.fraction,
+            "patients": list(patients.labelled),
+            "val_dice": named,
+            "val_dice_mean": mean,
+            "best_step": result.step,
+            "seconds": seconds,
+        },
+        lines=(f"{version.uri}: {validated} at step {result.step}, {seconds:.0f} s", f"also at {url}"),
+        warnings=() if mean is not None else (_NOT_VALIDATED,),
+    )
