@@ -12,7 +12,7 @@ RNG = np.random.default_rng(0)
 
 def weight(kernel, d):
     d = abs(d)
-    if kernel == "linear":
+    if kernel in ("linear", "share"):
         return max(1 - d, 0)
     if d <= 1:
         return 1.5 * d**3 - 2.5 * d**2 + 1
@@ -20,8 +20,8 @@ def weight(kernel, d):
 
 
 def slow_line(line, new_size, ratio, kernel):
-    """One line, voxel by voxel: centres aligned, border voxel repeated, kernel widened when coarsening."""
-    stretch = max(ratio, 1)
+    """One line, voxel by voxel: centres aligned, border repeated, images' kernels widened."""
+    stretch = 1 if kernel == "share" else max(ratio, 1)
     out = []
     for index in range(new_size):
         centre = (index - (new_size - 1) / 2) * ratio + (len(line) - 1) / 2
@@ -70,7 +70,7 @@ def test_label_equals_the_slow_reference(name):
     new_shape, new_spacing = resampled_grid(shape, spacing, target)
     ratios = [b / a for a, b in zip(spacing, target, strict=True)]
     shares = np.stack(
-        [slow((label == 3 * k).astype(float), new_shape, ratios, ["linear"] * 3) for k in range(4)]
+        [slow((label == 3 * k).astype(float), new_shape, ratios, ["share"] * 3) for k in range(4)]
     )
     result = resample_label(label, spacing, new_shape, new_spacing)
     top = np.sort(shares, axis=0)
