@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from hssl_dist.config.network import NetworkConfig
+from hssl_dist.config.preprocess import StorageConfig
 from hssl_dist.config.pretrain import (
     CheckpointConfig,
     ObjectiveConfig,
@@ -13,7 +14,18 @@ from hssl_dist.config.pretrain import (
     SamplingConfig,
     StageConfig,
 )
-from hssl_dist.records import CaseRecord, Geometry, Intensity, Manifest, ManifestHeader, Region, content_hash
+from hssl_dist.records import (
+    CaseRecord,
+    Geometry,
+    Intensity,
+    Manifest,
+    ManifestHeader,
+    Region,
+    Volume,
+    content_hash,
+)
+from hssl_dist.store import write_manifest
+from hssl_dist.store.writer import write_case
 
 SHAPE = (10, 24, 24)
 GROUPS = {"spleen": "abdomen-ct", "liver": "abdomen-ct", "heart": "heart-mr"}
@@ -126,6 +138,18 @@ class ArrayReader:
 
     def regions(self, pairs: Sequence[tuple[CaseRecord, Region]]) -> list[np.ndarray]:
         return [self.region(record, region) for record, region in pairs]
+
+
+def write_store(root: str, cases: int = 3) -> None:
+    """The same manifests and volumes as a store on disk."""
+    reader = ArrayReader()
+    for manifest in manifests(cases).values():
+        records = []
+        for record in manifest.cases:
+            geometry = record.geometry
+            volume = Volume(reader.image(record), None, geometry.spacing_mm, record.modalities, geometry)
+            records.append(write_case(root, record, volume, {}, StorageConfig()))
+        write_manifest(root, manifest.header, records)
 
 
 @dataclass

@@ -145,7 +145,7 @@ class PretrainConfig(JobConfig):
     """CPU threads of a worker."""
     max_failures: NonNegativeInt = 3
     """Times a Ray run starts its workers again from the newest checkpoint after one of them failed."""
-    collective_timeout_s: PositiveInt = 600
+    collective_timeout_s: PositiveFloat = 600.0
     """Seconds after which a rank that waits for another one gives up."""
     global_batch: PositiveInt = 32
     """Regions per step over all workers."""

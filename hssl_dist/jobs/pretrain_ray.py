@@ -6,6 +6,7 @@ on from is our own checkpoints, so Ray Train keeps none. Driver and workers talk
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import threading
@@ -132,7 +133,7 @@ def _trainer(
             "liaison": liaison,
         },
         torch_config=TorchConfig(
-            backend="nccl" if use_gpu else "gloo", timeout_s=config.collective_timeout_s
+            backend="nccl" if use_gpu else "gloo", timeout_s=math.ceil(config.collective_timeout_s)
         ),
         scaling_config=ScalingConfig(
             num_workers=config.workers, use_gpu=use_gpu, resources_per_worker=resources

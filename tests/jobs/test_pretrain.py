@@ -1,0 +1,211 @@
+"""The pretraining job on a real store, with real tracking: in this process, stopped, resumed, and on Ray."""
+
+import hashlib
+import io
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hssl_dist import files
+from hssl_dist.config.parts import StoreConfig, TrackingConfig
+from hssl_dist.config.pretrain import PretrainConfig
+from hssl_dist.console import Console
+from hssl_dist.errors import ConfigError, MissingError, NonFiniteError
+from hssl_dist.jobs import pretrain
+from hssl_dist.networks.weights import load_model
+from hssl_dist.records import Outcome
+from hssl_dist.tracking import fetch_model
+from hssl_dist.training.checkpoint import CheckpointStore
+from tests.tiny_pretraining import config, write_store
+
+STEPS = 7
+# Lines differ from run to run only in how fast it went.
+SPEED = ("samples_per_s", "data_wait_share")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store and a tracking database that the module's tests share."""
+    folder = tmp_path_factory.mktemp("pretrain")
+    write_store(str(folder / "store"))
+    return folder
+
+
+def settings(root: Path, name: str, **changes: Any) -> PretrainConfig:
+    defaults: dict[str, Any] = {
+        "name": name,
+        "store": StoreConfig(url=str(root / "store")),
+        "runs": str(root / "runs"),
+        "tracking": TrackingConfig(uri=f"sqlite:///{root}/mlflow.db"),
+        "runner": "inline",
+        "register_as": "tiny-unet",
+    }
+    return config(**defaults | changes)
+
+
+def run(config: PretrainConfig) -> tuple[Outcome, str]:
+    stream = io.StringIO()
+    return pretrain.run(config, Console(stream)), stream.getvalue()
+
+
+def weights_hash(root: Path, name: str) -> str:
+    return hashlib.sha256((root / "runs" / name / "model" / "model.safetensors").read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def whole(root: Path) -> tuple[Outcome, str]:
+    """A run from start to end in this process."""
+    return run(settings(root, "whole"))
+
+
+def test_a_run_is_trained_tracked_and_registered(root: Path, whole: tuple[Outcome, str]) -> None:
+    outcome, said = whole
+    assert outcome.status == "done"
+    summary = outcome.summary
+    assert summary["steps"] == STEPS
+    assert summary["already_done"] is False
+    assert {"loss", "loss_image", "loss_dense", "task_accuracy"} <= summary["metrics"].keys()
+    assert f"step {STEPS} of {STEPS}: loss {summary['metrics']['loss']:.3f} (dense " in said
+    assert "step 4 of 7: checkpoint saved" in said
+
+    tracking = TrackingConfig(uri=f"sqlite:///{root}/mlflow.db")
+    fetched = fetch_model(tracking, "models:/tiny-unet@latest")
+    assert (fetched.run_id, fetched.uri) == (summary["run_id"], summary["model"])
+    card, state = load_model(fetched.folder)
+    assert card.kind == "pretrained"
+    assert (card.tasks, card.groups) == (("heart", "liver", "spleen"), ("abdomen-ct", "heart-mr"))
+    assert card.lineage.parent_run == summary["run_id"]
+    assert card.lineage.manifests.keys() == {"heart", "liver", "spleen"}
+    assert card.metrics == summary["metrics"]
+    assert any(name.startswith("decoder.") for name in state)
+    assert fetch_model(tracking, summary["folder"]).folder == root / "runs" / "whole" / "model"
+
+
+def test_the_tracked_run_has_parameters_metrics_and_figures(root: Path, whole: tuple[Outcome, str]) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{root}/mlflow.db")
+    tracked = client.get_run(whole[0].summary["run_id"])
+    assert tracked.info.status == "FINISHED"
+    assert tracked.data.params["sampling.patch_size"] == "[4,8,8]"
+    assert tracked.data.params["encoder.steps"] == "4"
+    history = client.get_metric_history(tracked.info.run_id, "loss")
+    assert [point.step for point in history] == list(range(1, STEPS + 1))
+    artifacts = {item.path for item in client.list_artifacts(tracked.info.run_id)}
+    assert artifacts >= {"config.json", "figures"}
+    figures = {item.path for item in client.list_artifacts(tracked.info.run_id, "figures")}
+    assert figures == {"figures/loss.png", "figures/accuracy.png"}
+
+
+def test_a_finished_run_is_not_run_again(root: Path, whole: tuple[Outcome, str]) -> None:
+    outcome, said = run(settings(root, "whole", threads_per_worker=2))
+    assert outcome.status == "done"
+    assert outcome.summary == {**whole[0].summary, "already_done": True}
+    assert outcome.lines == (f"run 'whole' is done already: {whole[0].summary['model']}",)
+    assert said == ""
+    with pytest.raises(ConfigError, match="run 'whole' was started with seed = 0, it is now 1; give another"):
+        run(settings(root, "whole", seed=1))
+
+
+def test_a_store_without_datasets_is_one_clear_error(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match=f"no dataset in the store {tmp_path}"):
+        run(settings(root, "nowhere", store=StoreConfig(url=str(tmp_path))))
+
+
+def test_runs_may_live_on_an_object_store(root: Path, whole: tuple[Outcome, str]) -> None:
+    outcome, _ = run(settings(root, "whole", runs="memory://pretrain-runs"))
+    assert outcome.summary["folder"] == "memory://pretrain-runs/whole/model"
+    weights = files.read("memory://pretrain-runs/whole/model/model.safetensors")
+    assert hashlib.sha256(weights).hexdigest() == weights_hash(root, "whole")
+
+
+# ------------------------------------------------------------------------------------------- real processes
+
+
+def command(root: Path, name: str) -> list[str]:
+    path = root / f"{name}.json"
+    path.write_text(settings(root, name).model_dump_json())
+    return [sys.executable, "-m", "hssl_dist.pretrain", "--config", str(path), "--json"]
+
+
+def start(words: list[str]) -> "subprocess.Popen[str]":
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+@pytest.fixture
+def stopped(root: Path) -> Iterator[tuple[int, str]]:
+    """Exit status and standard error of a run that got SIGTERM after its second step."""
+    process = start(command(root, "stopped"))
+    lines = []
+    assert process.stderr is not None
+    try:
+        for line in process.stderr:
+            lines.append(line)
+            if line.startswith("step 2 of 7: loss"):
+                process.send_signal(signal.SIGTERM)
+        yield process.wait(timeout=60), "".join(lines)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_sigterm_saves_a_checkpoint_and_a_rerun_ends_the_run(
+    root: Path, whole: tuple[Outcome, str], stopped: tuple[int, str]
+) -> None:
+    status, said = stopped
+    assert status == 3, said
+    assert "Traceback" not in said
+    step = CheckpointStore(str(root / "runs" / "stopped" / "checkpoints")).latest()
+    assert step is not None
+    assert 2 <= step < STEPS
+    outcome, said = run(settings(root, "stopped"))
+    assert outcome.status == "done"
+    assert f"step {step} of 7" not in said
+    assert f"step {step + 1} of 7" in said
+    assert weights_hash(root, "stopped") == weights_hash(root, "whole")
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{root}/mlflow.db")
+    history = client.get_metric_history(outcome.summary["run_id"], "loss")
+    assert [point.step for point in history] == list(range(1, STEPS + 1))
+
+
+def test_torchrun_ranks_make_the_same_network(root: Path, whole: tuple[Outcome, str]) -> None:
+    words = command(root, "ranks")
+    process = start(
+        [words[0], "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", *words[1:]]
+    )
+    _, errors = process.communicate(timeout=150)
+    assert process.returncode == 0, errors
+    card, _ = load_model(root / "runs" / "ranks" / "model")
+    for key, value in whole[0].summary["metrics"].items():
+        if key not in SPEED:
+            assert card.metrics[key] == pytest.approx(value, rel=1e-2), key
+
+
+# ----------------------------------------------------------------------------------------------------- on Ray
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_two_ray_workers_make_the_same_network(root: Path, whole: tuple[Outcome, str]) -> None:
+    outcome, said = run(settings(root, "on-ray", runner="ray", workers=2))
+    assert outcome.status == "done"
+    assert outcome.summary["steps"] == STEPS
+    assert f"step {STEPS} of {STEPS}: loss" in said
+    for key, value in whole[0].summary["metrics"].items():
+        if key not in SPEED:
+            assert outcome.summary["metrics"][key] == pytest.approx(value, rel=1e-2), key
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_an_error_that_a_restart_cannot_help_comes_out_of_ray_as_itself(root: Path) -> None:
+    bad = config().encoder.model_copy(update={"learning_rate": 1e30, "warmup_steps": 0, "clip_norm": 1e30})
+    with pytest.raises(NonFiniteError, match=r"^step \d: not finite: "):
+        run(settings(root, "bad", runner="ray", workers=2, encoder=bad))

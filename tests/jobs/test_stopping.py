@@ -1,0 +1,47 @@
+"""Signals ask a run to stop; the second one acts as it did before."""
+
+import os
+import signal
+import threading
+
+import pytest
+
+from hssl_dist.jobs.stopping import stop_requests
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_first_signal_asks(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with stop_requests() as stop_requested:
+        assert not stop_requested()
+        os.kill(os.getpid(), number)
+        assert stop_requested()
+        assert signal.getsignal(number) is before
+    assert signal.getsignal(number) is before
+
+
+def test_the_second_ctrl_c_interrupts() -> None:
+    with stop_requests():
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_handlers_come_back_without_a_signal() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with stop_requests():
+        assert signal.getsignal(signal.SIGTERM) is not before
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_another_thread_gets_no_signals() -> None:
+    answers = []
+
+    def ask() -> None:
+        with stop_requests() as stop_requested:
+            answers.append(stop_requested())
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    thread.join()
+    assert answers == [False]
