@@ -1,0 +1,42 @@
+"""The store: sharded OME-Zarr volumes behind a manifest. Sole importer of zarr, tensorstore and s3fs.
+
+record = write_case(root, record, volume, classes, storage)   # objects, then the commit record
+manifest = write_manifest(root, header, records)              # in one go
+manifests = read_manifests(root)                              # a store is read through its manifests
+reader = open_reader(root)
+patch = reader.region(record, region)
+
+Writing needs zarr-python, which training does not: `write_case` is imported from `hssl_dist.store.writer`.
+The format is described in docs/store.md.
+"""
+
+from hssl_dist.store.manifest import (
+    list_datasets,
+    read_manifest,
+    read_manifests,
+    read_quarantine,
+    read_records,
+    release,
+    withdraw,
+    write_manifest,
+    write_quarantined,
+    write_record,
+)
+from hssl_dist.store.objects import verify
+from hssl_dist.store.reader import Reader, open_reader
+
+__all__ = [
+    "Reader",
+    "list_datasets",
+    "open_reader",
+    "read_manifest",
+    "read_manifests",
+    "read_quarantine",
+    "read_records",
+    "release",
+    "verify",
+    "withdraw",
+    "write_manifest",
+    "write_quarantined",
+    "write_record",
+]

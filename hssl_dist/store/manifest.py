@@ -1,0 +1,156 @@
+"""Manifests, commit records and quarantine records: what a store says it holds.
+
+A manifest is a header line, one line per case sorted by id, and a closing line with the number of cases and
+the SHA-256 of everything above it, so that a flipped bit or a cut end is an error. All lines are canonical
+JSON and nothing in them depends on when or where they were written: equal stores have byte-identical
+manifests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import posixpath
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from hssl_dist import files
+from hssl_dist.errors import CorruptError, MissingError, StoreError
+from hssl_dist.records import CaseRecord, Manifest, ManifestHeader, Quarantined, Record
+from hssl_dist.store import layout
+
+SomeRecord = TypeVar("SomeRecord", bound=Record)
+
+
+class _Closing(Record):
+    """The last line of a manifest."""
+
+    cases: int
+    sha256: str
+
+
+# ------------------------------------------------------------------------------------------------- manifests
+
+
+def list_datasets(root: str) -> list[str]:
+    """Names of the datasets that have a manifest, sorted."""
+    names = [name for name in files.listing(root) if not name.startswith(".")]
+    return [name for name in names if files.exists(layout.manifest_url(root, name))]
+
+
+def read_manifest(root: str, dataset: str) -> Manifest:
+    """The committed cases of a dataset.
+
+    Raises MissingError if there is no manifest, CorruptError if its bytes are not as they were written.
+    """
+    url = layout.manifest_url(root, dataset)
+    try:
+        data = files.read(url)
+    except FileNotFoundError:
+        raise MissingError(f"no manifest at {url}; preprocess the dataset {dataset!r} first") from None
+    return _parse(url, data)
+
+
+def read_manifests(root: str, datasets: Sequence[str] = ()) -> dict[str, Manifest]:
+    """Manifests by dataset, of those named or of all there are. Raises MissingError if there is none."""
+    names = datasets or list_datasets(root)
+    if not names:
+        raise MissingError(f"no dataset in the store {root}; run `hssl preprocess` first")
+    return {name: read_manifest(root, name) for name in names}
+
+
+def write_manifest(root: str, header: ManifestHeader, cases: Iterable[CaseRecord]) -> Manifest:
+    """Put a dataset's manifest in one go; left untouched if it already is the same, byte for byte."""
+    url = layout.manifest_url(root, header.dataset)
+    ordered = sorted(cases, key=lambda record: record.id)
+    lines = "".join(f"{line.to_json()}\n" for line in (header, *ordered)).encode()
+    closing = _Closing(cases=len(ordered), sha256=hashlib.sha256(lines).hexdigest())
+    data = lines + f"{closing.to_json()}\n".encode()
+    if not files.exists(url) or files.read(url) != data:
+        files.write(url, data)
+    return Manifest(header, tuple(ordered), hashlib.sha256(data).hexdigest())
+
+
+def withdraw(root: str, manifest: Manifest, case_ids: Iterable[str]) -> Manifest:
+    """Take cases out of a manifest before their objects change, so that it never lists a torn case."""
+    leaving = set(case_ids)
+    return write_manifest(root, manifest.header, (case for case in manifest.cases if case.id not in leaving))
+
+
+def _parse(url: str, data: bytes) -> Manifest:
+    *lines, last = data.splitlines(keepends=True) or [b""]
+    try:
+        closing = _Closing.model_validate_json(last)
+        if closing.sha256 != hashlib.sha256(b"".join(lines)).hexdigest():
+            raise CorruptError(
+                f"{url} does not have the SHA-256 of its last line; preprocess the dataset again"
+            )
+        header = ManifestHeader.model_validate_json(lines[0])
+        cases = tuple(CaseRecord.model_validate_json(line) for line in lines[1:])
+    except (ValidationError, IndexError) as error:
+        raise CorruptError(f"{url} is no whole manifest of format 1; preprocess the dataset again") from error
+    for case in cases:
+        _check_paths(url, case)
+    return Manifest(header, cases, hashlib.sha256(data).hexdigest())
+
+
+def _check_paths(url: str, record: CaseRecord) -> None:
+    """A manifest may come from anywhere: its paths must stay inside its case."""
+    folder = layout.case_folder(record.id)
+    for item in record.objects:
+        if not item.path.startswith(f"{folder}/") or posixpath.normpath(item.path) != item.path:
+            raise StoreError(
+                f"{url} lists {item.path!r}, which is outside of its case {folder}; do not use it"
+            )
+
+
+# --------------------------------------------------------------------------------- commit records, quarantine
+
+
+def write_record(root: str, record: CaseRecord) -> None:
+    """Commit a case, after all of its objects are there."""
+    files.write(layout.record_url(root, record.dataset, record.id), _file_bytes(record))
+
+
+def read_records(root: str, dataset: str, case_ids: Iterable[str]) -> dict[str, CaseRecord]:
+    """Those of the cases that are committed, by id."""
+    folder = layout.records_url(root, dataset)
+    wanted = sorted(
+        {f"{layout.check_name(case_id)}.json" for case_id in case_ids} & set(files.listing(folder))
+    )
+    records = [_read_record(files.join(folder, name), CaseRecord) for name in wanted]
+    return {record.id: record for record in records}
+
+
+def write_quarantined(root: str, dataset: str, quarantined: Quarantined) -> None:
+    """Remember that, and why, a case could not be stored."""
+    files.write(_quarantined_url(root, dataset, quarantined.id), _file_bytes(quarantined))
+
+
+def read_quarantine(root: str, dataset: str) -> dict[str, Quarantined]:
+    """The quarantined cases of a dataset, by id."""
+    folder = layout.quarantine_url(root, dataset)
+    names = [name for name in files.listing(folder) if name.endswith(".json") and not name.startswith(".")]
+    records = [_read_record(files.join(folder, name), Quarantined) for name in names]
+    return {record.id: record for record in records}
+
+
+def release(root: str, dataset: str, case_id: str) -> None:
+    """Forget that a case was quarantined."""
+    files.remove(_quarantined_url(root, dataset, case_id))
+
+
+def _quarantined_url(root: str, dataset: str, case_id: str) -> str:
+    return files.join(layout.quarantine_url(root, dataset), f"{layout.check_name(case_id)}.json")
+
+
+def _file_bytes(record: Record) -> bytes:
+    return f"{record.to_json()}\n".encode()
+
+
+def _read_record(url: str, kind: type[SomeRecord]) -> SomeRecord:
+    try:
+        return kind.model_validate_json(files.read(url))
+    except ValidationError as error:
+        raise CorruptError(f"{url} is no whole {kind.__name__}; remove it and preprocess again") from error

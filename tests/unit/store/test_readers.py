@@ -1,0 +1,197 @@
+"""The contract of readers, which every implementation passes on every storage it can read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hssl_dist import files
+from hssl_dist.errors import ConfigError, CorruptError, StoreError
+from hssl_dist.records import Region
+from hssl_dist.store import open_reader
+from hssl_dist.store.quantising import dequantise, quantise
+from hssl_dist.store.tensorstore_backend import kvstore
+
+KINDS = ("tensorstore", "zarr")
+CASES = ("thin", "shards", "two channels", "unlabelled")
+
+START_AND_SHAPE = [
+    ((0, 0, 0), (2, 9, 15)),
+    ((1, 3, 2), (1, 5, 13)),
+    ((-3, -2, -1), (8, 12, 16)),
+    ((-5, 5, 5), (60, 60, 60)),
+    ((100, 0, 0), (4, 4, 4)),
+    ((-4, -4, -4), (4, 4, 4)),
+]
+
+
+def stored_image(volume):
+    """What a perfect store returns: the volume, quantised."""
+    return dequantise(*quantise(volume.image, "int16"))
+
+
+def padded_box(values, region, background):
+    """A region by plain loops' logic: pad far enough, then cut."""
+    margin = 120
+    wide = np.pad(values, margin, constant_values=background)
+    low = [start + margin for start in region.start]
+    return wide[tuple(slice(a, a + size) for a, size in zip(low, region.shape, strict=True))]
+
+
+@pytest.fixture(params=KINDS)
+def kind(request):
+    return request.param
+
+
+@pytest.mark.parametrize("case_id", CASES)
+def test_whole_volumes_bit_for_bit(kind, toy_store, case_id):
+    root, cases = toy_store
+    case = cases[case_id]
+    image = open_reader(root, kind).image(case.record)
+    assert image.dtype == np.float32
+    np.testing.assert_array_equal(image, stored_image(case.volume))
+
+
+@pytest.mark.parametrize("case_id", ["thin", "shards", "two channels"])
+def test_whole_labels(kind, toy_store, case_id):
+    root, cases = toy_store
+    label = open_reader(root, kind).label(cases[case_id].record)
+    assert label.dtype == np.uint8
+    np.testing.assert_array_equal(label, cases[case_id].volume.label)
+
+
+@pytest.mark.parametrize(("start", "shape"), START_AND_SHAPE)
+def test_regions_are_padded_with_the_background(kind, toy_store, start, shape):
+    root, cases = toy_store
+    reader = open_reader(root, kind)
+    for case_id, channel in (("thin", 0), ("shards", 0), ("two channels", 1)):
+        record, volume = cases[case_id].record, cases[case_id].volume
+        region = Region("toy", case_id, channel, start, shape)
+        expected = padded_box(stored_image(volume)[channel], region, -5.0 - channel)
+        np.testing.assert_array_equal(reader.region(record, region), expected)
+        np.testing.assert_array_equal(
+            reader.label_region(record, region), padded_box(volume.label, region, 0)
+        )
+
+
+def test_many_regions_at_once_equal_one_by_one(kind, toy_store):
+    root, cases = toy_store
+    reader = open_reader(root, kind)
+    rng = np.random.default_rng(5)
+    pairs = []
+    for case_id in rng.choice(CASES, 20):
+        start = tuple(int(value) for value in rng.integers(-6, 20, 3))
+        pairs.append((cases[case_id].record, Region("toy", str(case_id), 0, start, (6, 9, 11))))
+    found = reader.regions(pairs)
+    assert len(found) == 20
+    for values, (record, region) in zip(found, pairs, strict=True):
+        np.testing.assert_array_equal(values, reader.region(record, region))
+
+
+def test_a_label_that_is_not_there(kind, toy_store):
+    root, cases = toy_store
+    reader, record = open_reader(root, kind), cases["unlabelled"].record
+    said = "the record of case 'unlabelled' of 'toy' lists no object unlabelled.zarr/labels/segmentation/0"
+    with pytest.raises(StoreError, match=said):
+        reader.label(record)
+    with pytest.raises(StoreError, match=said):
+        reader.label_region(record, Region("toy", "unlabelled", 0, (0, 0, 0), (2, 2, 2)))
+
+
+def objects_of(case, prefix):
+    return [item.path for item in case.record.objects if item.path.startswith(prefix)]
+
+
+@pytest.mark.parametrize("array", ["0", "labels/segmentation/0"])
+def test_every_lost_object_is_an_error_that_names_it(kind, toy_store, array):
+    root, cases = toy_store
+    case = cases["shards"]
+    lost = objects_of(case, f"shards.zarr/{array}/")
+    assert len(lost) == 1 + 3 * 3 * 2, "the metadata and every shard"
+    for path in lost:
+        url = f"{root}/toy/{path}"
+        data = files.read(url)
+        files.remove(url)
+        reader = open_reader(root, kind)
+        with pytest.raises(CorruptError, match="is missing; preprocess the dataset again") as caught:
+            reader.image(case.record) if array == "0" else reader.label(case.record)
+        assert str(caught.value).startswith(f"{url} is missing")
+        files.write(url, data)
+
+
+def test_every_flipped_bit_is_an_error_that_names_the_object(kind, toy_store):
+    root, cases = toy_store
+    case = cases["thin"]
+    rng = np.random.default_rng(6)
+    region = Region("toy", "thin", 0, (0, 0, 0), (2, 19, 33))
+    for path in objects_of(case, "thin.zarr/0/"):
+        url = f"{root}/toy/{path}"
+        data = files.read(url)
+        for position in rng.integers(0, len(data), 15):
+            broken = bytearray(data)
+            broken[position] ^= 1 << rng.integers(0, 8)
+            Path(url).write_bytes(bytes(broken))
+            reader = open_reader(root, kind)
+            with pytest.raises(CorruptError) as caught:
+                reader.regions([(case.record, region)])
+            assert str(caught.value).startswith(f"{url} does not have the recorded SHA-256")
+        Path(url).write_bytes(data)
+    open_reader(root, kind).region(case.record, region)
+
+
+def test_a_cut_object(kind, toy_store):
+    root, cases = toy_store
+    url = f"{root}/toy/thin.zarr/0/c/0/0/0/0"
+    data = files.read(url)
+    Path(url).write_bytes(data[: len(data) // 2])
+    with pytest.raises(CorruptError) as caught:
+        open_reader(root, kind).image(cases["thin"].record)
+    assert str(caught.value).startswith(
+        f"{url} has {len(data) // 2} bytes, its record says {len(data)}; remove its case's commit record"
+    )
+
+
+def test_the_reference_reads_any_file_system(store_case):
+    root = "memory://readers/store"
+    case = store_case(root, "case", (9, 10, 11))
+    reader = open_reader(root, "zarr")
+    np.testing.assert_array_equal(reader.image(case.record), stored_image(case.volume))
+    np.testing.assert_array_equal(reader.label(case.record), case.volume.label)
+    region = Region("toy", "case", 0, (-1, 2, 8), (5, 5, 5))
+    expected = padded_box(stored_image(case.volume)[0], region, -5.0)
+    np.testing.assert_array_equal(reader.region(case.record, region), expected)
+    shard = next(item.path for item in case.record.objects if item.path.startswith("case.zarr/0/c/"))
+    files.remove(f"{root}/toy/{shard}")
+    with pytest.raises(CorruptError, match=f"{root}/toy/{shard} is missing"):
+        reader.image(case.record)
+    files.remove(root)
+
+
+def test_a_float16_store_reads_the_same_in_both(tmp_path, store_case):
+    from hssl_dist.config.preprocess import StorageConfig
+
+    case = store_case(tmp_path, "half", (6, 20, 20), storage=StorageConfig(dtype="float16"))
+    expected = case.volume.image.astype(np.float16).astype(np.float32)
+    for kind in KINDS:
+        np.testing.assert_array_equal(open_reader(str(tmp_path), kind).image(case.record), expected)
+
+
+def test_where_tensorstore_finds_a_folder():
+    assert kvstore("/data/store/x/", {}) == {"driver": "file", "path": "/data/store/x/"}
+    plain = {"driver": "s3", "bucket": "bucket", "path": "prefix/x/"}
+    assert kvstore("s3://bucket/prefix/x/", {}) == plain
+    assert kvstore("s3://bucket/prefix/x/", {"AWS_REGION": "eu-west-1"}) == {
+        **plain,
+        "aws_region": "eu-west-1",
+    }
+    assert kvstore("s3://bucket/prefix/x/", {"AWS_ENDPOINT_URL": "http://127.0.0.1:9000"}) == {
+        **plain,
+        "endpoint": "http://127.0.0.1:9000",
+        "aws_region": "us-east-1",
+    }
+    with pytest.raises(
+        ConfigError, match=r"cannot read gs://bucket/x; store.url must be a local path or s3://"
+    ):
+        kvstore("gs://bucket/x", {})
