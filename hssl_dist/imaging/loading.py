@@ -89,7 +89,9 @@ def _check_grid(source: NiftiFile, reference: NiftiFile) -> None:
         )
 
 
-def _scaled_slices(raw: Shaped[np.ndarray, "z y x"], header: NiftiHeader) -> Iterator[np.ndarray[Any, Any]]:
+def _scaled_slices(
+    raw: Shaped[np.ndarray, "z y x"], header: NiftiHeader
+) -> Iterator[Shaped[np.ndarray, "y x"]]:
     """Slices of true intensities: as stored if unscaled, else float64. One slice at a time bounds memory."""
     scaled = (header.slope, header.intercept) != (1.0, 0.0)
     for plane in raw:
@@ -97,7 +99,7 @@ def _scaled_slices(raw: Shaped[np.ndarray, "z y x"], header: NiftiHeader) -> Ite
 
 
 def _fill_channel(
-    channel: Float32[np.ndarray, "z y x"], raw: Shaped[np.ndarray, "z y x"], source: NiftiFile
+    channel: Float32[np.ndarray, "z y x"], raw: Shaped[np.ndarray, "k j i"], source: NiftiFile
 ) -> None:
     """Write one channel's intensities, oriented, and check that they are finite and not all the same."""
     oriented = to_ras(raw, source.header.affine)
@@ -136,12 +138,12 @@ def _load_label(
     return label
 
 
-def _whole_numbers(values: np.ndarray[Any, Any], name: str) -> np.ndarray[Any, Any]:
+def _whole_numbers(values: Shaped[np.ndarray, "y x"], name: str) -> Shaped[np.ndarray, "y x"]:
     if values.dtype.kind != "f":
         return values
     if not np.isfinite(values).all():
         raise InputError(f"{name}: the label has NaN or infinite voxels")
-    whole: np.ndarray[Any, Any] = np.rint(values)
+    whole: Shaped[np.ndarray, "y x"] = np.rint(values)
     gap = np.abs(values - whole)
     if gap.max() > LABEL_TOLERANCE:
         raise InputError(f"{name}: the label holds {values.flat[gap.argmax()]:g}; whole numbers are needed")

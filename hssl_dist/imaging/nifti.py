@@ -13,7 +13,7 @@ import posixpath
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, Protocol, runtime_checkable
 
 import nibabel
 import numpy as np
@@ -58,11 +58,16 @@ class NiftiHeader:
 
 @dataclass(frozen=True, slots=True)
 class NiftiFile:
-    """A header, and the voxels before `slope` and `intercept`, the file's axes reversed: `channel z y x`."""
+    """A header, and the voxels before `slope` and `intercept`, the file's axes `i j k` reversed."""
 
     name: str
     header: NiftiHeader
-    raw: Shaped[np.ndarray, "channel z y x"]
+    raw: Shaped[np.ndarray, "channel k j i"]
+
+
+@runtime_checkable
+class _ByteStream(Protocol):
+    def read(self, size: int, /) -> bytes: ...
 
 
 def read_nifti(url: str, max_voxels: int) -> NiftiFile:
@@ -90,7 +95,7 @@ def write_nifti(path: Path, array_xyz: Shaped[np.ndarray, "x y z *channel"], aff
     files.write(str(path), gzip.compress(data, 6, mtime=0) if path.name.endswith(".gz") else data)
 
 
-def _read(stream: IO[bytes], name: str, max_voxels: int) -> NiftiFile:
+def _read(stream: _ByteStream, name: str, max_voxels: int) -> NiftiFile:
     head = stream.read(_HEAD_BYTES)
     if not head:
         raise InputError(f"{name}: the file is empty")

@@ -6,7 +6,7 @@ an oblique scan stay oblique, and turning back is exact.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
 
 import nibabel
 import numpy as np
@@ -19,19 +19,19 @@ _RAS = np.array([[0, 1], [1, 1], [2, 1]])
 
 
 def to_ras(
-    array_zyx: Shaped[np.ndarray, "z y x"], affine: Float64[np.ndarray, "4 4"]
+    array_kji: Shaped[np.ndarray, "k j i"], affine: Float64[np.ndarray, "4 4"]
 ) -> Shaped[np.ndarray, "z y x"]:
-    """A view of a file's voxels (axes reversed, as they lie in the file) whose axes run to S, A and R."""
-    turned: np.ndarray[Any, Any] = orientations.apply_orientation(array_zyx.T, _ornt(affine))
+    """A view of a file's voxels (its axes `i j k` reversed) whose axes run to S, A and R."""
+    turned: Shaped[np.ndarray, "x y z"] = orientations.apply_orientation(array_kji.T, _ornt(affine))
     return turned.T
 
 
 def from_ras(
     array_zyx: Shaped[np.ndarray, "z y x"], affine: Float64[np.ndarray, "4 4"]
-) -> Shaped[np.ndarray, "x y z"]:
-    """The inverse of `to_ras`, in the file's own order `x y z`."""
+) -> Shaped[np.ndarray, "i j k"]:
+    """The inverse of `to_ras`, in the file's own order `i j k`."""
     back = orientations.ornt_transform(_RAS, _ornt(affine))
-    turned: np.ndarray[Any, Any] = orientations.apply_orientation(array_zyx.T, back)
+    turned: Shaped[np.ndarray, "i j k"] = orientations.apply_orientation(array_zyx.T, back)
     return turned
 
 
@@ -43,6 +43,6 @@ def ras_spacing_mm(affine: Float64[np.ndarray, "4 4"]) -> Triple:
     return cast("Triple", tuple(round(float(size), 6) for size in ras[::-1]))
 
 
-def _ornt(affine: Float64[np.ndarray, "4 4"]) -> np.ndarray[Any, Any]:
-    ornt: np.ndarray[Any, Any] = orientations.io_orientation(affine)
+def _ornt(affine: Float64[np.ndarray, "4 4"]) -> Float64[np.ndarray, "3 2"]:
+    ornt: Float64[np.ndarray, "3 2"] = orientations.io_orientation(affine)
     return ornt

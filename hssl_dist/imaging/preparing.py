@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Float64, UInt8
 
 from hssl_dist.errors import InputError
 from hssl_dist.imaging.orientation import from_ras
@@ -51,7 +51,7 @@ def prepare(volume: Volume, recipe: Recipe) -> tuple[Volume, tuple[Intensity, ..
     return Volume(image, label, spacing_mm, volume.modalities, geometry), tuple(intensities)
 
 
-def restore(label: UInt8[np.ndarray, "z y x"], geometry: Geometry) -> UInt8[np.ndarray, "x y z"]:
+def restore(label: UInt8[np.ndarray, "z y x"], geometry: Geometry) -> UInt8[np.ndarray, "i j k"]:
     """A label of the stored grid on the source file's grid, shape and axes exactly; 0 outside the crop."""
     if label.shape != geometry.shape:
         raise ValueError(f"label has shape {label.shape}; the stored volume has {geometry.shape}")
@@ -104,7 +104,7 @@ def _intensity(channel: Float32[np.ndarray, "z y x"], rule: ChannelRecipe) -> In
 
 
 def _robust_moments(
-    tissue: np.ndarray[tuple[int], np.dtype[np.float64]],
+    tissue: Float64[np.ndarray, " tissue"],
     low: float,
     high: float,
     sample: Float32[np.ndarray, " voxels"],

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, cast
 
 import numpy as np
+from jaxtyping import Float64
 
 from hssl_dist.config.preprocess import DatasetConfig, StorageConfig
 from hssl_dist.errors import MissingError
@@ -145,8 +146,8 @@ def _ct_channel(surveys: Sequence[CaseSurvey], index: int) -> ChannelRecipe:
 
 
 def _weighted_percentiles(
-    values: np.ndarray[Any, np.dtype[np.float64]],
-    weights: np.ndarray[Any, np.dtype[np.float64]],
+    values: Float64[np.ndarray, " value"],
+    weights: Float64[np.ndarray, " value"],
     percentiles: Sequence[float],
 ) -> list[float]:
     """Percentiles of weighted values, linear between the middles of their steps."""

@@ -37,7 +37,7 @@ def resampled_grid(shape: Shape, spacing_mm: Triple, target_mm: Triple) -> tuple
 
 def resample_image(
     channel: Float32[np.ndarray, "z y x"], spacing_mm: Triple, shape: Shape, target_mm: Triple
-) -> Float32[np.ndarray, "z y x"]:
+) -> Float32[np.ndarray, "new_z new_y new_x"]:
     """Cubic in the plane of thick slices and linear through them; cubic everywhere if there are none.
 
     Cubic interpolation between thick slices would ring with structures that merely end between them. Where it
@@ -54,7 +54,7 @@ def resample_image(
 
 def resample_label(
     label: UInt8[np.ndarray, "z y x"], spacing_mm: Triple, shape: Shape, target_mm: Triple
-) -> UInt8[np.ndarray, "z y x"]:
+) -> UInt8[np.ndarray, "new_z new_y new_x"]:
     """The class with the largest share at each voxel: every class is interpolated linearly by itself.
 
     The kernel is not widened: averaging first would shave off what is thin. On real nodules and lesions, to
@@ -152,7 +152,9 @@ def _restrict(
     return parts, (region[0], region[1], region[2])
 
 
-def _apply(array: Float32[np.ndarray, "z y x"], matrices: list[Matrix]) -> Float32[np.ndarray, "z y x"]:
+def _apply(
+    array: Float32[np.ndarray, "z y x"], matrices: list[Matrix]
+) -> Float32[np.ndarray, "new_z new_y new_x"]:
     """Multiply each axis by its matrix: within the slices one slice at a time, then across them."""
     across, down, along = matrices
     if down is not None or along is not None:
