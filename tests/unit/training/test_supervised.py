@@ -13,27 +13,19 @@ import torch
 from torch import nn
 
 from hssl_dist.config.finetune import SupervisedConfig
-from hssl_dist.config.network import NetworkConfig
 from hssl_dist.errors import ConfigError, NonFiniteError
 from hssl_dist.networks.pretraining import build_segmentation_network
-from hssl_dist.records import CaseRecord, Geometry, Intensity, Region
+from hssl_dist.records import CaseRecord, Region
 from hssl_dist.sampling.supervised import SupervisedLoader
 from hssl_dist.segmentation import DiceMeans, dice_means
 from hssl_dist.training.supervised import SupervisedResult, run_supervised
 from hssl_dist.training.validation import score_cases
+from tests.case_records import record
+from tests.tiny_store import CLASSES, NETWORK, SHAPE
 
 CPU = torch.device("cpu")
-SHAPE = (6, 16, 16)
-CLASSES = {1: "bright", 2: "dark"}
 CONFIG = SupervisedConfig(
     steps=8, batch_size=2, patch_size=(4, 8, 8), learning_rate=1e-2, warmup_steps=2, validate_every=3
-)
-NETWORK = NetworkConfig(
-    widths=(4, 8),
-    strides=((1, 1, 1), (2, 2, 2)),
-    kernels=((1, 3, 3), (3, 3, 3)),
-    encoder_blocks=(1, 1),
-    decoder_blocks=(1,),
 )
 
 
@@ -43,44 +35,12 @@ def _one_thread() -> None:
 
 
 def _record(name: str, labelled: bool = True) -> CaseRecord:
-    spacing = (1.0, 1.0, 1.0)
-    geometry = Geometry(
-        original_shape=SHAPE[::-1],
-        original_affine=tuple(tuple(float(i == j) for j in range(4)) for i in range(4)),
-        oriented_shape=SHAPE,
-        oriented_spacing_mm=spacing,
-        crop_start=(0, 0, 0),
-        crop_stop=SHAPE,
-        shape=SHAPE,
-        spacing_mm=spacing,
-    )
-    intensity = Intensity(
-        minimum=-3,
-        maximum=3,
-        mean=0,
-        std=1,
-        percentile_00_5=-3,
-        percentile_99_5=3,
-        offset=0,
-        scale=1,
-        background=0,
-    )
-    return CaseRecord(
-        id=name,
+    return record(
+        name,
         dataset="blobs",
-        patient=name,
-        task="blobs",
-        group="blobs",
-        split="train",
         labelled=labelled,
-        modalities=("mr",),
-        geometry=geometry,
-        intensities=(intensity,),
+        geometry={"shape": SHAPE},
         foreground={"1": ((3, 4, 4),), "2": ((3, 12, 12),)},
-        voxels={"1": 1, "2": 1},
-        sources=(),
-        key="",
-        objects=(),
     )
 
 
@@ -238,8 +198,8 @@ def test_scores_are_those_of_the_prediction_and_need_a_label() -> None:
             return torch.stack((1.0 - image.abs(), image, image * 0 - 9), dim=1)
 
     score = partial(score_cases, Oracle(), reader=BlobReader(), classes=CLASSES, patch_size=(4, 8, 8))
-    ((record, scores),) = score([_record("a")], overlap=0.25, device=CPU)
-    assert record.id == "a"
+    ((scored, scores),) = score([_record("a")], overlap=0.25, device=CPU)
+    assert scored.id == "a"
     assert scores == {1: 1.0, 2: 0.0}
     with pytest.raises(ConfigError, match="case 'u' of dataset 'blobs' has no label to score against"):
         list(score([_record("u", labelled=False)], overlap=0.25, device=CPU))
