@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from hssl_dist.config.preprocess import StorageConfig
     from hssl_dist.records import Volume
 
-ENCODING_VERSION = 1
-"""Raised whenever the same prepared volume would give other objects; part of every case's key."""
-
 AUTO_DTYPE: Dtype = "int16"
 
 

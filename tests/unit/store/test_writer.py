@@ -18,9 +18,9 @@ from ome_zarr_models.v05.labels import Labels
 from hssl_dist import files
 from hssl_dist.config.preprocess import StorageConfig
 from hssl_dist.errors import CorruptError, InputError, StoreError
-from hssl_dist.store import read_records, verify
+from hssl_dist.store import read_records, remove_case, verify
 from hssl_dist.store.encoding import encode_case
-from hssl_dist.store.writer import remove_case, write_case
+from hssl_dist.store.writer import write_case
 
 CLASSES = {1: "anterior", 2: "posterior"}
 
