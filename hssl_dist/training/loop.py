@@ -124,6 +124,7 @@ class _Loop:
         self.network = _new_network(config, self.schedule).to(device, dtype)
         self.optimiser_state: Mapping[str, torch.Tensor] = {}
         self.step = 0
+        self.stage_ends = {last for _, last in stage_steps(config).values()}
         self.history: History = []
         self.since_log, self.since_checkpoint = _Interval(), _Interval()
 
@@ -219,7 +220,7 @@ class _Loop:
             interval.steps += 1
             interval.loss += values["loss"]
             interval.wait_s += batch.wait_s
-        if self.step % self.config.log_every_steps == 0:
+        if self.step % self.config.log_every_steps == 0 or self.step in self.stage_ends:
             self._log({**values, "learning_rate": rate}, loss)
         if collectives.rank() == 0:
             self.callbacks.on_step(self.step)
