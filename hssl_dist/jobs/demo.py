@@ -38,15 +38,17 @@ _TERMS = (*_LEVELS, "dense", "restoration")
 
 
 class _Diary:
-    """The stages so far; each lasts from the end of the one before it."""
+    """The stages so far, each from the end of the one before it, and what the jobs warned of."""
 
     def __init__(self, console: Console) -> None:
         self.stages: list[Stage] = []
+        self.warnings: list[str] = []
         self._console = console
         self._last_s = time.monotonic()
 
-    def done(self, name: str, result: str) -> None:
+    def done(self, name: str, result: str, warnings: Sequence[str] = ()) -> None:
         """A stage has ended."""
+        self.warnings += [f"{name}: {warning}" for warning in warnings]
         now_s = time.monotonic()
         self.stages.append(Stage(name, result, now_s - self._last_s))
         self._console.say(f"{name}: {result} ({now_s - self._last_s:.1f} s)")
@@ -72,7 +74,7 @@ def run(config: DemoConfig, console: Console) -> Outcome:
     data = _report_data(plan, datasets, manifests, pretrained, arms, diary.stages)
     path = files.join(str(plan.root), "report.html")
     files.write(path, demo_report(data).encode())
-    return _outcome(plan, data, pretrained, path)
+    return _outcome(plan, data, pretrained, path, diary.warnings)
 
 
 # ----------------------------------------------------------------------------------------------------- stages
@@ -81,10 +83,10 @@ def run(config: DemoConfig, console: Console) -> Outcome:
 def _preprocess(
     plan: Plan, datasets: Sequence[DatasetConfig], diary: _Diary, console: Console
 ) -> dict[str, Manifest]:
-    preprocess.run(plan.preprocess(datasets), console)
+    outcome = preprocess.run(plan.preprocess(datasets), console)
     manifests = read_manifests(plan.store.url, [dataset.name for dataset in datasets])
     count = sum(len(manifest.cases) for manifest in manifests.values())
-    diary.done("preprocess", f"{count} cases in the store")
+    diary.done("preprocess", f"{count} cases in the store", outcome.warnings)
     return manifests
 
 
@@ -99,20 +101,23 @@ def _pretrain(
         raise Interrupted("pretraining has saved a checkpoint; run the demo again to go on")
     summary = outcome.summary
     again = " (done before)" if summary["already_done"] else ""
-    diary.done("pretrain", f"{summary['steps']} steps on {plan.workers} workers, {summary['model']}{again}")
+    result = f"{summary['steps']} steps on {plan.workers} workers, {summary['model']}{again}"
+    diary.done("pretrain", result, outcome.warnings)
     return summary
 
 
 def _arm(plan: Plan, name: str, start: str, diary: _Diary, console: Console) -> Arm:
     """Fine-tune, evaluate and draw one model."""
     short = name.rpartition(" ")[2]
-    tuned = finetune.run(plan.finetune(f"demo-{short}", start), console).summary
-    diary.done(f"fine-tune {name}", f"{len(tuned['patients'])} labelled patients, {tuned['model']}")
+    outcome = finetune.run(plan.finetune(f"demo-{short}", start), console)
+    tuned = outcome.summary
+    result = f"{len(tuned['patients'])} labelled patients, {tuned['model']}"
+    diary.done(f"fine-tune {name}", result, outcome.warnings)
     settings = plan.evaluate(short, tuned["model"])
-    summary = evaluate.run(settings, console).summary
-    scores = json.loads(files.read(summary["json"]))
+    outcome = evaluate.run(settings, console)
+    scores = json.loads(files.read(outcome.summary["json"]))
     pictures = draw_cases(settings, scores)
-    diary.done(f"evaluate {name}", f"mean Dice {scores['dice_mean'] or nan:.3f}")
+    diary.done(f"evaluate {name}", f"mean Dice {scores['dice_mean'] or nan:.3f}", outcome.warnings)
     history = metric_history(plan.tracking, tuned["run_id"])
     return Arm(
         name=name,
@@ -178,7 +183,9 @@ def _dataset_row(plan: Plan, config: DatasetConfig, manifest: Manifest) -> Datas
     )
 
 
-def _outcome(plan: Plan, data: DemoData, pretrained: Mapping[str, Any], path: str) -> Outcome:
+def _outcome(
+    plan: Plan, data: DemoData, pretrained: Mapping[str, Any], path: str, warnings: Sequence[str]
+) -> Outcome:
     dice = {arm.name: arm.overall for arm in data.arms}
     return Outcome(
         summary={
@@ -193,4 +200,5 @@ def _outcome(plan: Plan, data: DemoData, pretrained: Mapping[str, Any], path: st
             *(f"mean Dice {name}: {'-' if mean is None else f'{mean:.3f}'}" for name, mean in dice.items()),
             f"report: {path}",
         ),
+        warnings=tuple(warnings),
     )

@@ -89,9 +89,9 @@ class Plan:
             workers=self.workers,
             global_batch=max(16, 2 * self.workers),
             log_every_steps=5,
-            sampling=SamplingConfig(patch_size=PATCH_SIZE, block_size=8, exclude_test=SPLIT),
+            sampling=SamplingConfig(patch_size=PATCH_SIZE, block_size=4, exclude_test=SPLIT),
             network=NETWORK,
-            encoder=StageConfig(steps=60, learning_rate=2e-3, warmup_steps=6),
+            encoder=StageConfig(steps=100, learning_rate=2e-3, warmup_steps=6),
             decoder=StageConfig(steps=40, learning_rate=2e-3, encoder_rate=0.3, warmup_steps=4),
             checkpoint=CheckpointConfig(every_steps=50),
         )
