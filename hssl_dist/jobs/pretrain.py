@@ -127,8 +127,8 @@ def _follow(config: PretrainConfig, manifests: Mapping[str, Manifest], device: t
         try:
             _train_here(config, _lineage(config, manifests), "", quiet, stop_requested, device)
         except Interrupted:
-            return Outcome({"rank": collectives.rank()}, status="interrupted")
-    return Outcome({"rank": collectives.rank()})
+            return Outcome({}, status="interrupted", silent=True)
+    return Outcome({}, silent=True)
 
 
 # ------------------------------------------------------------------------------------------- after training
