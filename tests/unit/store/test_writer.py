@@ -60,7 +60,7 @@ def test_arrays_are_sharded_checksummed_and_say_their_scale(toy_store):
     assert image["chunk_grid"]["configuration"]["chunk_shape"] == [1, 16, 16, 9]
     sharding = image["codecs"][0]["configuration"]
     assert sharding["chunk_shape"] == [1, 8, 8, 9]
-    assert [codec["name"] for codec in sharding["codecs"]] == ["bytes", "blosc", "crc32c"]
+    assert [codec["name"] for codec in sharding["codecs"]] == ["bytes", "zstd", "crc32c"]
     assert [codec["name"] for codec in sharding["index_codecs"]] == ["bytes", "crc32c"]
     label = json.loads(Path(root, "toy/shards.zarr/labels/segmentation/0/zarr.json").read_text())
     sharding = label["codecs"][0]["configuration"]
