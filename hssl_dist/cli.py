@@ -55,6 +55,8 @@ def run_verb(verb: str, schema: type[Config], argv: Sequence[str] | None) -> int
     words = list(sys.argv[1:] if argv is None else argv)
     console, start_s = Console(), time.monotonic()
     outcome, status = _attempt(verb, schema, words, console)
+    if outcome.silent:
+        return status
     for warning in outcome.warnings:
         console.warn(warning)
     if "--json" in words:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -229,9 +229,13 @@ class Lineage(Record):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a job did: `summary` becomes the `--json` line, `lines` are for people."""
+    """What a job did: `summary` becomes the `--json` line, `lines` are for people.
+
+    A `silent` one says nothing: another process of the same job speaks for it.
+    """
 
     summary: Mapping[str, Any]
     lines: tuple[str, ...] = ()
     status: Literal["done", "failed", "interrupted"] = "done"
-    warnings: tuple[str, ...] = field(default=())
+    warnings: tuple[str, ...] = ()
+    silent: bool = False

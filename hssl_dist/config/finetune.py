@@ -107,7 +107,7 @@ class EvaluateConfig(JobConfig):
     model: ModelUri
     """`models:/name@alias`, `models:/name/version`, `runs:/id`, or a checkpoint's path."""
     dataset: str | None = None
-    """Dataset of the store; the one the model was fine-tuned on if not given."""
+    """Dataset of the store; the one the model was fine-tuned on if not given. Another is split anew."""
     part: str = Field(default="test", pattern="^(test|validation)$")
     """Patients to score: `test` or `validation` of the split the model was trained with."""
     store: StoreConfig = StoreConfig()

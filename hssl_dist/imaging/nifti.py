@@ -34,6 +34,7 @@ _SLACK_BYTES = 1 << 16
 """Padding after the last voxel that is let pass."""
 _MAX_OFFSET_BYTES = 1 << 26
 """Header extensions beyond 64 MiB are no extensions."""
+_MIN_EDGE_MM, _MAX_EDGE_MM, _MAX_ORIGIN_MM = 1e-4, 1e4, 1e6
 _MIN_VOLUME_RATIO = 1e-3
 """A voxel's volume relative to the product of its edges; below it, the axes lie in one plane."""
 
@@ -216,6 +217,8 @@ def _dtype(fields: Any, name: str) -> np.dtype[Any]:
 
 
 def _affine(fields: Any, name: str) -> Float64[np.ndarray, "4 4"]:
+    if fields["pixdim"][0] == 0:
+        fields["pixdim"][0] = 1  # NIfTI: a qfac of 0 counts as 1
     try:
         with np.errstate(all="ignore"):
             affine = np.asarray(fields.get_best_affine(), dtype=np.float64)
@@ -223,9 +226,18 @@ def _affine(fields: Any, name: str) -> Float64[np.ndarray, "4 4"]:
         raise InputError(f"{name}: the header has no usable orientation: {error}") from None
     if not np.isfinite(affine).all():
         raise InputError(f"{name}: the affine has NaN or infinite entries")
-    edges = np.linalg.norm(affine[:3, :3], axis=0)
-    if not edges.all() or abs(np.linalg.det(affine[:3, :3] / edges)) < _MIN_VOLUME_RATIO:
+    with np.errstate(all="ignore"):
+        edges = np.linalg.norm(affine[:3, :3], axis=0)
+        volume_ratio = abs(np.linalg.det(affine[:3, :3] / edges)) if edges.all() else 0.0
+    if not volume_ratio >= _MIN_VOLUME_RATIO:
         raise InputError(f"{name}: the affine is singular: its voxels have no volume")
+    if not _MIN_EDGE_MM <= edges.min() <= edges.max() <= _MAX_EDGE_MM:
+        shown = " x ".join(f"{edge:.3g}" for edge in edges)
+        raise InputError(f"{name}: the affine makes voxels of {shown} mm, which cannot be")
+    if np.abs(affine[:3, 3]).max() > _MAX_ORIGIN_MM:
+        raise InputError(
+            f"{name}: the affine puts the volume {np.abs(affine[:3, 3]).max():.3g} mm away, which cannot be"
+        )
     return affine
 
 

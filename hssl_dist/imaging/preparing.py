@@ -26,8 +26,8 @@ def prepare(volume: Volume, recipe: Recipe) -> tuple[Volume, tuple[Intensity, ..
 
     `volume` comes from `load_case` and is left as it is. Returns the volume to store (float32 image, uint8
     label) and, per channel, its intensities before and after. The same input gives the same bytes, in any
-    process. Holds at most the loaded volume and three float32 arrays of a channel's size, before or after
-    resampling. Raises InputError if the spacing would blow the volume up.
+    process. Besides the loaded volume and the result it holds at most three float32 arrays of one channel's
+    size, before or after resampling. Raises InputError if the spacing would blow the volume up.
     """
     start, stop = foreground_box(volume)
     size: Shape = (stop[0] - start[0], stop[1] - start[1], stop[2] - start[2])

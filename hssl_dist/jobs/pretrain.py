@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from hssl_dist import collectives, files
 from hssl_dist.console import Console
-from hssl_dist.errors import CheckpointError, Interrupted
+from hssl_dist.errors import CheckpointError, Interrupted, TrackingError
 from hssl_dist.jobs import cluster
 from hssl_dist.jobs.lineage import lineage
 from hssl_dist.jobs.pretrain_rank import checkpoint_store, model_url, run_url, torchrun_group, train_rank
@@ -127,8 +127,8 @@ def _follow(config: PretrainConfig, manifests: Mapping[str, Manifest], device: t
         try:
             _train_here(config, _lineage(config, manifests), "", quiet, stop_requested, device)
         except Interrupted:
-            return Outcome({"rank": collectives.rank()}, status="interrupted")
-    return Outcome({"rank": collectives.rank()})
+            return Outcome({}, status="interrupted", silent=True)
+    return Outcome({}, silent=True)
 
 
 # ------------------------------------------------------------------------------------------- after training
@@ -141,7 +141,12 @@ def _conclude(
     step, history = _progress(config)
     _log_curves(tracked, history)
     model = fetch_model(config.tracking, model_url(config))
-    version = register_model(config.tracking, model.folder, config.register_as, tracked.id, made_from)
+    try:
+        version = register_model(config.tracking, model.folder, config.register_as, tracked.id, made_from)
+    except TrackingError as error:
+        raise TrackingError(
+            f"{error}; the network is safe at {model_url(config)}: run it again to register it"
+        ) from error
     warning = chance_warning(history, config.global_batch)
     summary: dict[str, Any] = {
         "name": config.name,

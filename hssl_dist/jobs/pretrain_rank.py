@@ -112,12 +112,15 @@ def train_rank(
         advance=advance,
         stop_requested=stop_requested,
     )
+    checkpoints = checkpoint_store(config)
+    if collectives.rank() == 0 and (step := checkpoints.latest()) is not None:
+        say(f"going on from the checkpoint of step {step}")
     try:
         result = run_pretraining(
             config,
             read_same_manifests(config, lineage),
             open_reader(config.store.url, cache_bytes=config.sampling.cache_bytes),
-            checkpoint_store(config),
+            checkpoints,
             callbacks,
             device,
         )

@@ -39,8 +39,9 @@ if TYPE_CHECKING:
 
     from hssl_dist.console import Console
 
-# Starting the workers again cannot mend these.
-_FINAL = (UsageError, CheckpointError, CorruptError, NonFiniteError)
+# Starting the workers again cannot mend these. All ranks meet the first ones alike.
+_FINAL_ON_ALL = (UsageError, CheckpointError, NonFiniteError)
+_FINAL_ON_ONE = (CorruptError,)
 _POLL_S = 0.25
 _HEALTH_CHECK_S = 0.5
 
@@ -166,9 +167,11 @@ def _train_worker(settings: dict[str, Any]) -> None:
         )
     except Interrupted:
         end: Literal["done", "interrupted"] | HsslError = "interrupted"
-    except _FINAL as error:
+    except (*_FINAL_ON_ALL, *_FINAL_ON_ONE) as error:
         ray.get(liaison.conclude.remote(error))
-        raise
+        if isinstance(error, _FINAL_ON_ONE):
+            raise  # The other ranks wait for this one: let Ray end them all.
+        return
     else:
         end = "done"
     if lead:

@@ -20,6 +20,9 @@ from hssl_dist.errors import StoreError
 if TYPE_CHECKING:
     from hssl_dist.records import Shape, Triple
 
+ENCODING_VERSION = 1
+"""Raised whenever the same prepared volume would give other objects; part of every case's key."""
+
 IMAGE_ARRAY = "0"
 LABEL_GROUP = "labels/segmentation"
 LABEL_ARRAY = f"{LABEL_GROUP}/0"

@@ -1,9 +1,7 @@
 """Manifests, commit records and quarantine records: what a store says it holds.
 
-A manifest is a header line, one line per case sorted by id, and a closing line with the number of cases and
-the SHA-256 of everything above it, so that a flipped bit or a cut end is an error. All lines are canonical
-JSON and nothing in them depends on when or where they were written: equal stores have byte-identical
-manifests.
+A manifest is a sealed file: a header line, one line per case sorted by id, the seal. Nothing in it depends on
+when or where it was written: equal stores have byte-identical manifests.
 """
 
 from __future__ import annotations
@@ -19,15 +17,9 @@ from hssl_dist import files
 from hssl_dist.errors import CorruptError, MissingError, StoreError
 from hssl_dist.records import CaseRecord, Manifest, ManifestHeader, Quarantined, Record
 from hssl_dist.store import layout
+from hssl_dist.store.sealed import seal, unseal
 
 SomeRecord = TypeVar("SomeRecord", bound=Record)
-
-
-class _Closing(Record):
-    """The last line of a manifest."""
-
-    cases: int
-    sha256: str
 
 
 # ------------------------------------------------------------------------------------------------- manifests
@@ -64,9 +56,7 @@ def write_manifest(root: str, header: ManifestHeader, cases: Iterable[CaseRecord
     """Put a dataset's manifest in one go; left untouched if it already is the same, byte for byte."""
     url = layout.manifest_url(root, header.dataset)
     ordered = sorted(cases, key=lambda record: record.id)
-    lines = "".join(f"{line.to_json()}\n" for line in (header, *ordered)).encode()
-    closing = _Closing(cases=len(ordered), sha256=hashlib.sha256(lines).hexdigest())
-    data = lines + f"{closing.to_json()}\n".encode()
+    data = seal((header, *ordered))
     if not files.exists(url) or files.read(url) != data:
         files.write(url, data)
     return Manifest(header, tuple(ordered), hashlib.sha256(data).hexdigest())
@@ -79,17 +69,12 @@ def withdraw(root: str, manifest: Manifest, case_ids: Iterable[str]) -> Manifest
 
 
 def _parse(url: str, data: bytes) -> Manifest:
-    *lines, last = data.splitlines(keepends=True) or [b""]
+    lines = unseal(url, data)
     try:
-        closing = _Closing.model_validate_json(last)
-        if closing.sha256 != hashlib.sha256(b"".join(lines)).hexdigest():
-            raise CorruptError(
-                f"{url} does not have the SHA-256 of its last line; preprocess the dataset again"
-            )
         header = ManifestHeader.model_validate_json(lines[0])
         cases = tuple(CaseRecord.model_validate_json(line) for line in lines[1:])
     except (ValidationError, IndexError) as error:
-        raise CorruptError(f"{url} is no whole manifest of format 1; preprocess the dataset again") from error
+        raise CorruptError(f"{url} is no manifest of format 1; preprocess the dataset again") from error
     for case in cases:
         _check_paths(url, case)
     return Manifest(header, cases, hashlib.sha256(data).hexdigest())
@@ -121,6 +106,12 @@ def read_records(root: str, dataset: str, case_ids: Iterable[str]) -> dict[str, 
     )
     records = [_read_record(files.join(folder, name), CaseRecord) for name in wanted]
     return {record.id: record for record in records}
+
+
+def remove_case(root: str, dataset: str, case_id: str) -> None:
+    """Remove a case that no manifest lists: its commit record first, then its objects."""
+    files.remove(layout.record_url(root, dataset, case_id))
+    files.remove(files.join(layout.dataset_url(root, dataset), layout.case_folder(case_id)))
 
 
 def write_quarantined(root: str, dataset: str, quarantined: Quarantined) -> None:

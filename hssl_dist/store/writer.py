@@ -9,7 +9,7 @@ from hssl_dist import files
 from hssl_dist.errors import StoreError
 from hssl_dist.store import layout
 from hssl_dist.store.encoding import encode_case
-from hssl_dist.store.manifest import write_record
+from hssl_dist.store.manifest import remove_case, write_record
 from hssl_dist.store.objects import describe
 
 if TYPE_CHECKING:
@@ -49,9 +49,3 @@ def write_case(
             f"case {record.id!r} of {record.dataset!r} could not be written to {base}: {error}"
         ) from error
     return committed
-
-
-def remove_case(root: str, dataset: str, case_id: str) -> None:
-    """Remove a case that no manifest lists: its commit record first, then its objects."""
-    files.remove(layout.record_url(root, dataset, case_id))
-    files.remove(files.join(layout.dataset_url(root, dataset), layout.case_folder(case_id)))

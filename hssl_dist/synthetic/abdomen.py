@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 
 Target = Literal["liver", "kidney"]
 
+# The liver's challenge is taken in the portal venous phase, the kidney's in the arterial one: how much more
+# the contrast medium adds to the aorta, to the kidneys, and to the liver, spleen and veins.
+_PHASE_HU: dict[Target, tuple[float, float, float]] = {
+    "liver": (0.0, 0.0, 0.0),
+    "kidney": (110.0, 45.0, -30.0),
+}
 _AIR_HU, _FAT_HU, _MUSCLE_HU, _SPINE_HU, _BOWEL_HU = -1000.0, -95.0, 55.0, 280.0, 25.0
 
 
@@ -38,7 +44,7 @@ def abdomen(anatomy: np.random.Generator, scan: np.random.Generator, target: Tar
     points = (points / np.exp(0.07 * anatomy.standard_normal())).astype(np.float32)
 
     image, cavity = _trunk(points)
-    organs = _organs(anatomy, points, cavity)
+    organs = _organs(anatomy, points, cavity, _PHASE_HU[target])
     for name, (inside, density_hu) in organs.items():
         texture = smooth_noise(anatomy, grid, 7.0)
         image = np.where(inside, density_hu + (12.0 if name == "bowel" else 7.0) * texture, image)
@@ -65,14 +71,18 @@ def _trunk(
 
 
 def _organs(
-    random: np.random.Generator, points: Float32[np.ndarray, "3 z y x"], cavity: Bool[np.ndarray, "z y x"]
+    random: np.random.Generator,
+    points: Float32[np.ndarray, "3 z y x"],
+    cavity: Bool[np.ndarray, "z y x"],
+    phase_hu: tuple[float, float, float],
 ) -> dict[str, tuple[Bool[np.ndarray, "z y x"], float]]:
     """Organs and their densities in HU, in the order in which later ones replace earlier ones."""
 
     def blob(centre_mm: Triple, radii_mm: Triple) -> Bool[np.ndarray, "z y x"]:
         return ellipsoid(points, jitter(random, centre_mm, 4.0), vary(random, radii_mm, 0.09))
 
-    phase_hu = float(random.uniform(-15.0, 25.0))
+    dose_hu = float(random.uniform(-15.0, 25.0))
+    arteries_hu, kidneys_hu, others_hu = phase_hu
     bowel = np.zeros_like(cavity)
     for _ in range(9):
         centre = (random.uniform(-80, 10), random.uniform(-10, 50), random.uniform(-70, 70))
@@ -96,11 +106,11 @@ def _organs(
     return {
         "bowel": (bowel & cavity, _BOWEL_HU),
         "stomach": (stomach & cavity, 12.0),
-        "spleen": (spleen & cavity & ~kidney, 112.0 + phase_hu),
-        "cava": (cava, 125.0 + phase_hu),
-        "aorta": (aorta, 165.0 + 2.0 * phase_hu),
-        "liver": (liver, 98.0 + phase_hu),
-        "kidney": (kidney, 150.0 + 1.5 * phase_hu),
+        "spleen": (spleen & cavity & ~kidney, 112.0 + dose_hu + others_hu),
+        "cava": (cava, 125.0 + dose_hu + others_hu),
+        "aorta": (aorta, 165.0 + 2.0 * dose_hu + arteries_hu),
+        "liver": (liver, 98.0 + dose_hu + others_hu),
+        "kidney": (kidney, 150.0 + 1.5 * dose_hu + kidneys_hu),
         "spine": (spine, _SPINE_HU),
     }
 

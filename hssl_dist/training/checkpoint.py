@@ -83,21 +83,27 @@ class CheckpointStore:
     ) -> str:
         """Write a checkpoint, then drop all but the newest `keep_last` and the best of each series.
 
-        Returns the checkpoint's URL. Raises OSError if a file cannot be written; older ones are intact.
+        Returns the checkpoint's URL. Raises CheckpointError if the storage refuses; older ones are intact.
         """
         folder = self._folder(checkpoint.step)
-        files.remove(files.join(folder, _COMMIT))
-        saved = {
-            name: _put(files.join(folder, name), data)
-            for name, data in (
-                (_MODEL, _to_bytes(checkpoint.model)),
-                (_OPTIMIZER, _to_bytes(checkpoint.optimizer)),
-                (_STATE, canonical_json(dict(checkpoint.state)).encode()),
-            )
+        contents = {
+            _MODEL: _to_bytes(checkpoint.model),
+            _OPTIMIZER: _to_bytes(checkpoint.optimizer),
+            _STATE: canonical_json(dict(checkpoint.state)).encode(),
         }
+        saved = {name: _describe(data) for name, data in contents.items()}
         commit = CommitRecord(step=checkpoint.step, series=series, score=score, files=saved)
-        files.write(files.join(folder, _COMMIT), commit.to_json().encode())
-        self._drop_all_but(keep_last)
+        try:
+            files.remove(files.join(folder, _COMMIT))
+            for name, data in contents.items():
+                files.write(files.join(folder, name), data)
+            files.write(files.join(folder, _COMMIT), commit.to_json().encode())
+            self._drop_all_but(keep_last)
+        except OSError as error:
+            raise CheckpointError(
+                f"the checkpoint of step {checkpoint.step} cannot be saved at {self.url}: {error}; make room "
+                "or mend the storage, and run it again: older checkpoints are intact"
+            ) from error
         return folder
 
     def steps(self) -> list[int]:
@@ -196,11 +202,6 @@ class CheckpointStore:
             if match and int(match[1]) not in keep and int(match[1]) <= steps[-1]:
                 files.remove(files.join(self.url, name, _COMMIT))
                 files.remove(files.join(self.url, name))
-
-
-def _put(url: str, data: bytes) -> SavedFile:
-    files.write(url, data)
-    return _describe(data)
 
 
 def _describe(data: bytes) -> SavedFile:

@@ -1,6 +1,6 @@
 """Whether pretraining is healthy: collapse, chance level, non-finite values.
 
-All measures are over the embeddings of the whole global batch, so they do not depend on the number of ranks.
+Measures are over the embeddings of the global batch, so they do not depend on the number of ranks.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+_MOST_SAMPLES = 1024
 _AT_CHANCE = 0.98
 _LAST_SHARE = 0.2
 
@@ -22,12 +23,14 @@ _LAST_SHARE = 0.2
 def embedding_health(first: Float[Tensor, "n d"], second: Float[Tensor, "n d"]) -> dict[str, float]:
     """Measures of unit-length embeddings of two views, row by row of the same samples.
 
+    Of the first 1024 samples, to bound memory (it grows with the square) in large batches:
     - `image_accuracy`: share of embeddings whose nearest other embedding is the other view of their sample.
     - `effective_rank`: exp of the entropy of the normalised singular values (Roy and Vetterli 2007), 1 to d.
     - `embedding_std`: mean standard deviation of a coordinate times sqrt(d); 1 if spread evenly, 0 collapsed.
     - `alignment`: mean squared distance of the two views; `uniformity`: log of the mean of
       exp(-2 distance^2) over all pairs (Wang and Isola 2020); lower is better for both.
     """
+    first, second = first[:_MOST_SAMPLES], second[:_MOST_SAMPLES]
     z = torch.cat((first, second)).detach().double()
     count = first.shape[0]
     similarity = z @ z.T

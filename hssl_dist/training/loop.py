@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hssl_dist import collectives
 from hssl_dist.config.pretrain import PretrainConfig, StageConfig
-from hssl_dist.errors import Interrupted, NonFiniteError
+from hssl_dist.errors import ConfigError, Interrupted, NonFiniteError
 from hssl_dist.networks.pretraining import PretrainingNetwork, Stage, build_pretraining_network
 from hssl_dist.networks.weights import load_state
 from hssl_dist.records import Manifest
@@ -72,10 +72,16 @@ def run_pretraining(
 ) -> PretrainingResult:
     """Train to the end, from the newest checkpoint if there is one.
 
-    Raises ConfigError if the checkpoints are of a run with another trajectory, CheckpointError if the newest
-    is corrupt, NonFiniteError (on all ranks, before the weights change) naming the samples, and Interrupted
-    once a stop was asked for and a checkpoint is saved.
+    Raises ConfigError if the checkpoints are of a run with another trajectory or there are more ranks than
+    samples in a global batch, CheckpointError if the newest is corrupt, NonFiniteError (on all ranks, before
+    the weights change) naming the samples, and Interrupted once a stop was asked for and a checkpoint is
+    saved.
     """
+    if config.global_batch < collectives.world_size():
+        raise ConfigError(
+            f"global_batch {config.global_batch} cannot be split over {collectives.world_size()} ranks; "
+            "start fewer ranks"
+        )
     loop = _Loop(config, manifests, reader, checkpoints, callbacks, device, dtype)
     loop.resume()
     for stage, (first, last) in stage_steps(config).items():
@@ -124,6 +130,7 @@ class _Loop:
         self.network = _new_network(config, self.schedule).to(device, dtype)
         self.optimiser_state: Mapping[str, torch.Tensor] = {}
         self.step = 0
+        self.stage_ends = {last for _, last in stage_steps(config).values()}
         self.history: History = []
         self.since_log, self.since_checkpoint = _Interval(), _Interval()
 
@@ -219,7 +226,7 @@ class _Loop:
             interval.steps += 1
             interval.loss += values["loss"]
             interval.wait_s += batch.wait_s
-        if self.step % self.config.log_every_steps == 0:
+        if self.step % self.config.log_every_steps == 0 or self.step in self.stage_ends:
             self._log({**values, "learning_rate": rate}, loss)
         if collectives.rank() == 0:
             self.callbacks.on_step(self.step)

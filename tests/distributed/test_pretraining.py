@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hssl_dist import collectives
 from hssl_dist.config.pretrain import StageConfig
-from hssl_dist.errors import Interrupted, NonFiniteError
+from hssl_dist.errors import ConfigError, Interrupted, NonFiniteError
 from hssl_dist.training.checkpoint import CheckpointStore
 from hssl_dist.training.loop import run_pretraining
 from tests.distributed.ranks import run_ranks
@@ -81,15 +81,18 @@ def test_a_run_moves_between_world_sizes(tmp_path: Path) -> None:
     assert_equal_runs(run_ranks(train, 2, folder, dtype)[0], alone, BOUNDS[dtype])
 
 
-def refuse(folder: Path) -> str:
-    reader = ArrayReader(poisoned="liver/case_1")
-    store = CheckpointStore(str(folder))
-    with pytest.raises(NonFiniteError) as caught:
-        run_pretraining(config(), manifests(), reader, store, Recorder(), torch.device("cpu"))
-    return str(caught.value)
+def refuse(folder: Path) -> tuple[str, str]:
+    """What is said of a case that is not finite, and of a batch that is too small."""
+    store, device = CheckpointStore(str(folder)), torch.device("cpu")
+    with pytest.raises(NonFiniteError) as poisoned:
+        run_pretraining(config(), manifests(), ArrayReader("liver/case_1"), store, Recorder(), device)
+    with pytest.raises(ConfigError) as small:
+        run_pretraining(config(global_batch=2), manifests(), ArrayReader(), store, Recorder(), device)
+    return str(poisoned.value), str(small.value)
 
 
-def test_all_ranks_refuse_a_step_with_the_same_words(tmp_path: Path) -> None:
-    said = run_ranks(refuse, 2, tmp_path)
-    assert said[0] == said[1]
-    assert "with samples of liver/case_1;" in said[0]
+def test_all_ranks_refuse_with_the_same_words(tmp_path: Path) -> None:
+    said = run_ranks(refuse, 3, tmp_path)
+    assert said[0] == said[1] == said[2]
+    assert "with samples of liver/case_1;" in said[0][0]
+    assert said[0][1] == "global_batch 2 cannot be split over 3 ranks; start fewer ranks"

@@ -32,6 +32,18 @@ def test_reads_big_endian(tmp_path):
     np.testing.assert_array_equal(read_nifti(str(tmp_path / "a.nii"), LIMIT).raw[0], ARRAY.T)
 
 
+def test_a_qfac_of_zero_counts_as_one(write):
+    fields = {"sform_code": 0, "qform_code": 1, "pixdim": [0, 2, 3, 4, 1, 1, 1, 1]}
+    affine = read_nifti(write("a.nii", ARRAY, **fields), LIMIT).header.affine
+    np.testing.assert_array_equal(affine, np.diag([2.0, 3.0, 4.0, 1.0]))
+
+
+def test_without_any_orientation_the_spacing_is_kept(write):
+    fields = {"sform_code": 0, "qform_code": 0, "pixdim": [1, 2, 3, 4, 1, 1, 1, 1]}
+    affine = read_nifti(write("a.nii", ARRAY, **fields), LIMIT).header.affine
+    np.testing.assert_array_equal(np.abs(affine[:3, :3]), np.diag([2.0, 3.0, 4.0]))
+
+
 def test_reads_a_gzip_of_several_members_with_padding(write, tmp_path):
     data = Path(write("a.nii", ARRAY)).read_bytes()
     (tmp_path / "b.nii.gz").write_bytes(gzip.compress(data[:360]) + gzip.compress(data[360:]) + b"\0" * 100)
@@ -71,6 +83,15 @@ HEADER_FAULTS = {
     "NaN affine": ({"srow_x": [np.nan, 0, 0, 0]}, "the affine has NaN or infinite entries"),
     "singular affine": ({"srow_x": [0, 1, 0, 0]}, "the affine is singular: its voxels have no volume"),
     "zero affine": ({"srow_x": [0, 0, 0, 0]}, "the affine is singular: its voxels have no volume"),
+    "tiny voxels": (
+        {"srow_x": [1e-20, 0, 0, 0]},
+        "the affine makes voxels of 1e-20 x 1 x 1 mm, which cannot be",
+    ),
+    "far away": ({"srow_x": [1, 0, 0, 1e9]}, "the affine puts the volume 1e+09 mm away"),
+    "bad quaternion": (
+        {"sform_code": 0, "qform_code": 1, "quatern_b": 2, "pixdim": [1] * 8},
+        "the header has no usable orientation: ",
+    ),
     "unknown type": ({"datatype": 999}, "unknown voxel type (NIfTI datatype 999)"),
     "RGB": ({"datatype": 128}, "voxels are colour (RGB); real numbers are needed"),
     "complex": ({"datatype": 32}, "voxels are complex; real numbers are needed"),

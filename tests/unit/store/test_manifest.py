@@ -33,13 +33,13 @@ def test_a_manifest_comes_back_as_it_was_written(toy_store, header):
     assert manifest.sha256 == hashlib.sha256(Path(root, "toy/manifest.jsonl").read_bytes()).hexdigest()
 
 
-def test_lines_are_canonical_json_with_a_closing_hash(toy_store):
+def test_lines_are_canonical_json_with_a_seal(toy_store):
     root, _ = toy_store
     data = Path(root, "toy/manifest.jsonl").read_bytes()
     *lines, last = data.splitlines(keepends=True)
     for line in lines:
         assert line == json.dumps(json.loads(line), sort_keys=True, separators=(",", ":")).encode() + b"\n"
-    assert json.loads(last) == {"cases": 4, "sha256": hashlib.sha256(b"".join(lines)).hexdigest()}
+    assert json.loads(last) == {"lines": 5, "sha256": hashlib.sha256(b"".join(lines)).hexdigest()}
 
 
 def test_the_order_of_cases_does_not_matter_and_equal_manifests_are_not_rewritten(toy_store, header):

@@ -18,9 +18,9 @@ from ome_zarr_models.v05.labels import Labels
 from hssl_dist import files
 from hssl_dist.config.preprocess import StorageConfig
 from hssl_dist.errors import CorruptError, InputError, StoreError
-from hssl_dist.store import read_records, verify
+from hssl_dist.store import read_records, remove_case, verify
 from hssl_dist.store.encoding import encode_case
-from hssl_dist.store.writer import remove_case, write_case
+from hssl_dist.store.writer import write_case
 
 CLASSES = {1: "anterior", 2: "posterior"}
 
@@ -60,7 +60,7 @@ def test_arrays_are_sharded_checksummed_and_say_their_scale(toy_store):
     assert image["chunk_grid"]["configuration"]["chunk_shape"] == [1, 16, 16, 9]
     sharding = image["codecs"][0]["configuration"]
     assert sharding["chunk_shape"] == [1, 8, 8, 9]
-    assert [codec["name"] for codec in sharding["codecs"]] == ["bytes", "blosc", "crc32c"]
+    assert [codec["name"] for codec in sharding["codecs"]] == ["bytes", "zstd", "crc32c"]
     assert [codec["name"] for codec in sharding["index_codecs"]] == ["bytes", "crc32c"]
     label = json.loads(Path(root, "toy/shards.zarr/labels/segmentation/0/zarr.json").read_text())
     sharding = label["codecs"][0]["configuration"]

@@ -119,3 +119,13 @@ def test_a_torn_commit_record_is_named(store: CheckpointStore) -> None:
     files.write(files.join(store.url, "step-00000001", "commit.json"), b'{"step": 1')
     with pytest.raises(CheckpointError, match=r"step-00000001/commit\.json is not a commit record"):
         store.load(1)
+
+
+def test_storage_that_refuses_is_one_clear_error_and_older_checkpoints_stay(tmp_path: Path) -> None:
+    store = CheckpointStore(str(tmp_path))
+    store.save(checkpoint(1))
+    (tmp_path / "step-00000002").write_text("in the way")
+    with pytest.raises(CheckpointError, match=r"^the checkpoint of step 2 cannot be saved at .*: .*older"):
+        store.save(checkpoint(2))
+    assert store.latest() == 1
+    assert store.load(1).step == 1

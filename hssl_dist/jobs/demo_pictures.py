@@ -1,0 +1,52 @@
+"""What a fine-tuned model makes of its best, its median and its worst test case, as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hssl_dist.config.finetune import EvaluateConfig
+from hssl_dist.jobs.hardware import use_hardware
+from hssl_dist.networks.weights import build_from_card, load_model, load_state
+from hssl_dist.report.montage import fullest_slice, montage
+from hssl_dist.segmentation import predict
+from hssl_dist.store import open_reader, read_manifest
+from hssl_dist.tracking import fetch_model
+
+
+def draw_cases(config: EvaluateConfig, scores: Mapping[str, Any]) -> bytes:
+    """PNG of three rows - image, truth, prediction - of the model that `scores` (`scores.json`) is about."""
+    device = use_hardware(config.threads)
+    fetched = fetch_model(config.tracking, config.model)  # its folder goes when it does
+    card, state = load_model(fetched.folder)
+    network = build_from_card(card).to(device)
+    load_state(network, state)
+    z, y, x = card.extra["patch_size"]
+    reader = open_reader(config.store.url)
+    records = {record.id: record for record in read_manifest(config.store.url, scores["dataset"]).cases}
+    slices, spacing_mm = [], []
+    for name, case in chosen_cases(scores["cases"]).items():
+        record = records[case["case"]]
+        image, label = reader.image(record), reader.label(record)
+        background = [intensity.background for intensity in record.intensities]
+        prediction = predict(network, image, (z, y, x), config.overlap, device, background)
+        at = fullest_slice(label, record.shape[0])
+        slices += [
+            (f"{name}: {record.id}", image[0, at], None),
+            ("truth", image[0, at], label[at]),
+            (f"prediction, Dice {mean_score(case):.2f}", image[0, at], prediction[at]),
+        ]
+        spacing_mm += [(record.geometry.spacing_mm[1], record.geometry.spacing_mm[2])] * 3
+    return montage(slices, columns=3, spacing_mm=spacing_mm)
+
+
+def chosen_cases(cases: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """The best, the median (the lower one of two) and the worst case by their mean Dice."""
+    ranked = sorted(cases, key=mean_score, reverse=True)
+    return {"best": ranked[0], "median": ranked[len(ranked) // 2], "worst": ranked[-1]}
+
+
+def mean_score(case: Mapping[str, Any]) -> float:
+    """Mean Dice over the classes that have a score; 0 if none has."""
+    known = [score for score in case["dice"].values() if score is not None]
+    return sum(known) / len(known) if known else 0.0

@@ -1,0 +1,349 @@
+"""`hssl preprocess`: challenge datasets in, a store out. Doing it again does only what is missing or changed.
+
+For each dataset: list the cases, hash their files, survey the new ones, settle the recipe, store the cases
+whose key (content and recipe) is not committed, replace the manifest, write the quality report. Whatever was
+done before a kill is kept; the manifest never lists a case that is being rewritten.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hssl_dist import __version__, store
+from hssl_dist.datasets import discover
+from hssl_dist.errors import CorruptError, MissingError, TooManyFailuresError
+from hssl_dist.imaging import CaseSurvey, Recipe, resolve_recipe
+from hssl_dist.imaging.recipe import RECIPE_VERSION
+from hssl_dist.jobs.batches import Workers, batched
+from hssl_dist.jobs.preprocess_cases import BYTES_PER_VOXEL, Assignment, Refused, store_cases, survey_cases
+from hssl_dist.jobs.preprocess_report import report_url, write_report
+from hssl_dist.jobs.quarantine import Quarantine
+from hssl_dist.jobs.sources import HashedCase, hash_cases, source_url
+from hssl_dist.jobs.surveys import read_surveys, write_surveys
+from hssl_dist.records import CaseRecord, Manifest, ManifestHeader, Outcome, Quarantined, content_hash
+from hssl_dist.store.layout import ENCODING_VERSION
+
+if TYPE_CHECKING:
+    from hssl_dist.config.preprocess import DatasetConfig, PreprocessConfig
+    from hssl_dist.console import Console
+    from hssl_dist.datasets import Dataset
+
+_SAVE_INTERVAL_S = 5.0
+_SURVEY_BYTES_PER_SOURCE_BYTE = 40  # up to three voxels in a byte of gzip, a dozen bytes for each in memory
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """One dataset to preprocess."""
+
+    config: DatasetConfig
+    dataset: Dataset
+    job: PreprocessConfig
+    workers: Workers
+    console: Console
+
+    @property
+    def root(self) -> str:
+        """The store."""
+        return self.job.store.url
+
+    @property
+    def name(self) -> str:
+        """The dataset's name."""
+        return self.config.name
+
+
+@dataclass(frozen=True, slots=True)
+class _Result:
+    """What came of one dataset; no manifest if none of its cases could ever be read."""
+
+    name: str
+    cases: int
+    manifest: Manifest | None
+    written: int
+    removed: tuple[str, ...]
+    quarantined: tuple[Quarantined, ...]
+
+
+def run(config: PreprocessConfig, console: Console) -> Outcome:
+    """Preprocess all datasets of the config; Ray is only started if a case is to be surveyed or stored.
+
+    Raises UsageError for a source that is not as the config says, before anything is written, and
+    TooManyFailuresError, after everything is written, if too many cases of a dataset are in quarantine.
+    """
+    found = [discover(dataset, config.source_root) for dataset in config.datasets]
+    with ExitStack() as stack:
+        workers = Workers(config.ray, console, stack)
+        results = [
+            _preprocess(_Work(dataset_config, dataset, config, workers, console))
+            for dataset_config, dataset in zip(config.datasets, found, strict=True)
+        ]
+    _check_failure_rates(results, config.max_failure_rate)
+    return _outcome(config.store.url, results)
+
+
+def _preprocess(work: _Work) -> _Result:
+    cases = hash_cases(work.dataset.cases, source_url(work.config, work.job.source_root), work.console)
+    quarantine = Quarantine(work.root, work.name)
+    previous = _previous_manifest(work)
+    surveys = _survey(work, cases, quarantine)
+    recipe = _recipe(work, surveys)
+    keys = {case.id: _key(case, recipe) for case in cases if case.id in surveys} if recipe else {}
+    there = _records(work, previous, keys)
+    committed = {case_id: record for case_id, record in there.items() if keys.get(case_id) == record.key}
+    removed = _withdraw(work, previous, committed, cases)
+
+    for case in cases:
+        if case.id in committed:
+            committed[case.id] = _redescribe(work, case, committed[case.id])
+    todo = [case for case in cases if case.id in keys and case.id not in committed]
+    todo = [case for case in todo if not quarantine.holds(case, keys[case.id])]
+    written = (
+        _store(work, recipe, surveys, [(case, keys[case.id]) for case in todo], quarantine) if recipe else {}
+    )
+
+    quarantine.settle()
+    for quarantined in quarantine.cases:
+        if quarantined.id in there:
+            store.remove_case(work.root, work.name, quarantined.id)
+    manifest = None
+    if recipe is not None:
+        header = _header(work, recipe)
+        manifest = store.write_manifest(work.root, header, [*committed.values(), *written.values()])
+        write_report(work.root, manifest, quarantine.cases)
+    return _Result(work.name, len(cases), manifest, len(written), removed, quarantine.cases)
+
+
+# ------------------------------------------------------------------------------------------------- surveying
+
+
+def _survey(work: _Work, cases: Sequence[HashedCase], quarantine: Quarantine) -> dict[str, CaseSurvey]:
+    """Surveys of all cases that can be read, by id; the others are in quarantine."""
+    known = read_surveys(work.root, work.name)
+    keys = {case.id: _survey_key(work, case) for case in cases}
+    surveys = {case.id: known[keys[case.id]] for case in cases if keys[case.id] in known}
+    new = [case for case in cases if case.id not in surveys and not quarantine.holds(case, keys[case.id])]
+    for case in new:
+        if case.problem is not None:
+            quarantine.add(case, keys[case.id], case.problem)
+    readable = {case.id: case for case in new if case.problem is None}
+    if readable:
+        memory = [(case.case, _SURVEY_BYTES_PER_SOURCE_BYTE * case.size_bytes) for case in readable.values()]
+        arguments = (work.dataset.classes, work.job.max_voxels)
+        saved_s = time.monotonic()
+        with work.console.track(f"{work.name}: survey", len(readable)) as advance:
+            for result in work.workers.run(survey_cases, batched(memory), *arguments):
+                if isinstance(result, Refused):
+                    case = readable[result.case_id]
+                    quarantine.add(case, keys[case.id], result.reason)
+                else:
+                    surveys[result.id] = result
+                advance(1)
+                if time.monotonic() - saved_s > _SAVE_INTERVAL_S:
+                    write_surveys(work.root, work.name, _by_key(surveys, keys))
+                    saved_s = time.monotonic()
+    if (kept := _by_key(surveys, keys)).keys() != known.keys():
+        write_surveys(work.root, work.name, kept)
+    return surveys
+
+
+def _survey_key(work: _Work, case: HashedCase) -> str:
+    """Identifies all a survey, or a refusal to survey, depends on."""
+    return content_hash(
+        {
+            "id": case.id,
+            "content": case.content,
+            "classes": sorted(work.dataset.classes),
+            "modalities": work.dataset.modalities,
+            "max_voxels": work.job.max_voxels,
+            "version": RECIPE_VERSION,
+        }
+    )
+
+
+def _by_key(surveys: Mapping[str, CaseSurvey], keys: Mapping[str, str]) -> dict[str, CaseSurvey]:
+    return {keys[case_id]: survey for case_id, survey in surveys.items()}
+
+
+def _recipe(work: _Work, surveys: Mapping[str, CaseSurvey]) -> Recipe | None:
+    """The dataset's recipe; None if no case can be read."""
+    if not surveys:
+        return None
+    dataset = work.dataset
+    return resolve_recipe(
+        work.config, dataset.classes, dataset.modalities, list(surveys.values()), work.job.storage
+    )
+
+
+# --------------------------------------------------------------------------------------------------- storing
+
+
+def _key(case: HashedCase, recipe: Recipe) -> str:
+    """Identifies all a stored case's voxels depend on."""
+    return content_hash({"content": case.content, "recipe": recipe.hash, "encoding": ENCODING_VERSION})
+
+
+def _previous_manifest(work: _Work) -> Manifest | None:
+    """The dataset's manifest as an earlier run left it. A damaged one is made anew from the records."""
+    try:
+        return store.read_manifest(work.root, work.name)
+    except MissingError:
+        return None
+    except CorruptError as error:
+        work.console.warn(f"{error}; it is being made anew from the commit records")
+        return None
+
+
+def _records(work: _Work, previous: Manifest | None, keys: Mapping[str, str]) -> dict[str, CaseRecord]:
+    """Records of what is stored of the present cases, whatever their key: the manifest's, and those an
+    unfinished run has committed since.
+    """
+    listed = {record.id: record for record in previous.cases} if previous else {}
+    stale = [case_id for case_id, key in keys.items() if case_id not in listed or listed[case_id].key != key]
+    return {**listed, **store.read_records(work.root, work.name, stale)}
+
+
+def _withdraw(
+    work: _Work,
+    previous: Manifest | None,
+    committed: Mapping[str, CaseRecord],
+    cases: Sequence[HashedCase],
+) -> tuple[str, ...]:
+    """Take what is about to change, and what is gone, out of the manifest; returns the ids of those gone."""
+    if previous is None:
+        return ()
+    leaving = [record.id for record in previous.cases if record.id not in committed]
+    if leaving:
+        store.withdraw(work.root, previous, leaving)
+    return tuple(sorted(set(leaving) - {case.id for case in cases}))
+
+
+def _redescribe(work: _Work, case: HashedCase, record: CaseRecord) -> CaseRecord:
+    """The record with what the config and the layout say of the case now; its voxels stay as they are."""
+    described = record.model_copy(
+        update={
+            "patient": case.case.patient,
+            "task": _task(work),
+            "group": work.config.group,
+            "split": case.case.split,
+            "sources": case.sources,
+        }
+    )
+    if described != record:
+        store.write_record(work.root, described)
+    return described
+
+
+def _store(
+    work: _Work,
+    recipe: Recipe,
+    surveys: Mapping[str, CaseSurvey],
+    todo: Sequence[tuple[HashedCase, str]],
+    quarantine: Quarantine,
+) -> dict[str, CaseRecord]:
+    """Store the cases under their keys; returns the records of those that could be, by id."""
+    written: dict[str, CaseRecord] = {}
+    if not todo:
+        return written
+    by_id = {case.id: (case, key) for case, key in todo}
+    sized = [
+        (
+            Assignment(case.case, _task(work), work.config.group, case.sources, key),
+            BYTES_PER_VOXEL * _voxels(surveys[case.id], recipe),
+        )
+        for case, key in todo
+    ]
+    arguments = (work.root, recipe, work.job.storage, work.job.max_voxels)
+    with work.console.track(f"{work.name}: store", len(todo)) as advance:
+        for result in work.workers.run(store_cases, batched(sized), *arguments):
+            if isinstance(result, Refused):
+                quarantine.add(*by_id[result.case_id], result.reason)
+            else:
+                written[result.id] = result
+            advance(1)
+    return written
+
+
+def _voxels(survey: CaseSurvey, recipe: Recipe) -> int:
+    """Voxels, over all channels, of a case's larger grid: its own, or the uncropped resampled one."""
+    growth = math.prod(survey.spacing_mm) / math.prod(recipe.spacing_mm)
+    return math.ceil(len(recipe.channels) * math.prod(survey.shape) * max(1.0, growth))
+
+
+def _task(work: _Work) -> str:
+    return work.config.task or work.name
+
+
+def _header(work: _Work, recipe: Recipe) -> ManifestHeader:
+    return ManifestHeader(
+        dataset=work.name,
+        task=_task(work),
+        group=work.config.group,
+        classes=work.dataset.classes,
+        channels=work.dataset.modalities,
+        recipe=recipe.model_dump(mode="json"),
+        recipe_hash=recipe.hash,
+        code_version=__version__,
+    )
+
+
+# ---------------------------------------------------------------------------------------------- what is said
+
+
+def _check_failure_rates(results: Sequence[_Result], most: float) -> None:
+    """Raise TooManyFailuresError, naming each dataset with too many cases in quarantine, or no other case."""
+    failed = []
+    for result in results:
+        count = len(result.quarantined)
+        if result.manifest is None or count > most * result.cases:
+            reasons = "; ".join(item.reason for item in result.quarantined[:3])
+            reasons += f"; and {count - 3} more" if count > 3 else ""
+            share = f"{count} of {result.cases} cases ({count / result.cases:.0%})"
+            failed.append(f"{result.name}: {share} are in quarantine ({reasons})")
+    if failed:
+        raise TooManyFailuresError(
+            f"{', '.join(failed)}; at most {most:.0%} may be; mend the files or raise max_failure_rate"
+        )
+
+
+def _outcome(root: str, results: Sequence[_Result]) -> Outcome:
+    datasets = {result.name: _summary(root, result) for result in results}
+    totals = {
+        key: sum(summary[key] for summary in datasets.values())
+        for key in ("cases", "written", "unchanged", "bytes")
+    }
+    totals["quarantined"] = sum(len(result.quarantined) for result in results)
+    lines, warnings = [], []
+    for name, summary in datasets.items():
+        refused = summary["quarantined"]
+        lines.append(
+            f"{name}: {summary['cases']} cases ({summary['written']} written, "
+            f"{summary['unchanged']} unchanged), {len(refused)} in quarantine, "
+            f"{summary['bytes'] / 1e6:.1f} MB, report {summary['report'] or 'none'}"
+        )
+        warnings += [f"{name}: {item['id']} is in quarantine: {item['reason']}" for item in refused]
+        if summary["removed"]:
+            warnings.append(
+                f"{name}: {len(summary['removed'])} cases are no longer in the source and left the manifest; "
+                f"their objects stay: {', '.join(summary['removed'])}"
+            )
+    return Outcome({"datasets": datasets, "totals": totals}, tuple(lines), warnings=tuple(warnings))
+
+
+def _summary(root: str, result: _Result) -> dict[str, Any]:
+    records = result.manifest.cases if result.manifest else ()
+    return {
+        "cases": len(records),
+        "written": result.written,
+        "unchanged": len(records) - result.written,
+        "quarantined": [{"id": item.id, "reason": item.reason} for item in result.quarantined],
+        "removed": list(result.removed),
+        "manifest_sha256": result.manifest.sha256 if result.manifest else None,
+        "bytes": sum(item.size_bytes for record in records for item in record.objects),
+        "report": report_url(root, result.name) if result.manifest else None,
+    }

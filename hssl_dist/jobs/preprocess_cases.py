@@ -1,0 +1,111 @@
+"""What a preprocessing worker does with a few cases, one after the other: survey them, or store them.
+
+Nothing here knows Ray, and nothing imports torch. At most one case is in memory, which takes up to
+`BYTES_PER_VOXEL` times the voxels (over all channels) of its larger grid, before or after resampling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hssl_dist.config.preprocess import StorageConfig
+from hssl_dist.errors import HsslError, InputError
+from hssl_dist.imaging import CaseSurvey, Recipe, foreground_samples, load_case, prepare, survey_case
+from hssl_dist.records import Case, CaseRecord, SourceFile
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+BYTES_PER_VOXEL = 24
+"""Loaded volume, up to three float32 arrays while resampling, the result, and its stored form."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A case whose files cannot become a volume, and why."""
+
+    case_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """A case to store and what its record says of it besides its content."""
+
+    case: Case
+    task: str
+    group: str
+    sources: tuple[SourceFile, ...]
+    key: str
+
+
+def survey_cases(
+    cases: Sequence[Case], classes: dict[int, str], max_voxels: int
+) -> list[CaseSurvey | Refused]:
+    """Load and survey each case."""
+    results: list[CaseSurvey | Refused] = []
+    for case in cases:
+        try:
+            with _named(case):
+                results.append(survey_case(case.id, load_case(case, classes, max_voxels)))
+        except InputError as error:
+            results.append(Refused(case.id, str(error)))
+    return results
+
+
+def store_cases(
+    assignments: Sequence[Assignment], root: str, recipe: Recipe, storage: StorageConfig, max_voxels: int
+) -> list[CaseRecord | Refused]:
+    """Load, prepare, write and commit each case."""
+    results: list[CaseRecord | Refused] = []
+    for assignment in assignments:
+        try:
+            with _named(assignment.case):
+                results.append(_store(assignment, root, recipe, storage, max_voxels))
+        except InputError as error:
+            results.append(Refused(assignment.case.id, str(error)))
+    return results
+
+
+def _store(
+    assignment: Assignment, root: str, recipe: Recipe, storage: StorageConfig, max_voxels: int
+) -> CaseRecord:
+    from hssl_dist.store.writer import write_case
+
+    case = assignment.case
+    volume, intensities = prepare(load_case(case, recipe.classes, max_voxels), recipe)
+    foreground, voxels = foreground_samples(volume, seed=int(assignment.key[:8], 16))
+    record = CaseRecord(
+        id=case.id,
+        dataset=case.dataset,
+        patient=case.patient,
+        task=assignment.task,
+        group=assignment.group,
+        split=case.split,
+        labelled=volume.label is not None,
+        modalities=volume.modalities,
+        geometry=volume.geometry,
+        intensities=intensities,
+        foreground=foreground,
+        voxels=voxels,
+        sources=assignment.sources,
+        key=assignment.key,
+        objects=(),
+    )
+    return write_case(root, record, volume, recipe.classes, storage)
+
+
+@contextmanager
+def _named(case: Case) -> Iterator[None]:
+    """Name the case in errors nobody foresaw; the package's own say what they are about."""
+    try:
+        yield
+    except HsslError:
+        raise
+    except Exception as error:
+        raise RuntimeError(
+            f"case {case.id!r} of {case.dataset!r}: {type(error).__name__}: {error}"
+        ) from error

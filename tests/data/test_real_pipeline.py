@@ -1,0 +1,107 @@
+"""The whole pipe on the real challenge data: a shortened run of all verbs, and all of the preprocessing."""
+
+import csv
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+import zarr
+from ome_zarr_models import open_ome_zarr
+
+from hssl_dist.store import read_manifest, verify
+
+ROOT = Path(__file__).parents[2]
+DATASETS = {"hippocampus": 260, "acdc": 200, "lidc": 383, "open-ms": 17}
+
+# Few of the files of each dataset, chosen so that splits by patient have something to split.
+FEW = {
+    "Task04_Hippocampus": ("dataset.json", "*_00[1-9].nii.gz", "*_01?.nii.gz", "*_02?.nii.gz"),
+    "Dataset027_ACDC": ("dataset.json", "patient00[1-5]_*"),
+    "LIDC_nodules": ("LIDC-IDRI-000?_*",),
+    "open_ms_bids": ("dataset_description.json", "participants.tsv", "sub-07_*", "sub-101_*"),
+}
+
+pytestmark = pytest.mark.real
+
+
+@pytest.fixture
+def few_cases(real_data: Path, tmp_path: Path) -> Path:
+    """The datasets' folders with a few of their files; a dataset.json lists those alone."""
+    root = tmp_path / "few"
+    for name, patterns in FEW.items():
+        for pattern in patterns:
+            for path in sorted((real_data / name).rglob(pattern)):
+                target = root / name / path.relative_to(real_data / name)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, target)
+    decathlon = root / "Task04_Hippocampus"
+    description = yaml.safe_load((decathlon / "dataset.json").read_text())
+    for part, of in (("training", lambda entry: entry["image"]), ("test", lambda entry: entry)):
+        description[part] = [entry for entry in description[part] if (decathlon / of(entry)).is_file()]
+    (decathlon / "dataset.json").write_text(yaml.safe_dump(description, default_flow_style=True, width=10**9))
+    return root
+
+
+@pytest.mark.timeout(600)
+def test_from_raw_files_to_scores(
+    few_cases: Path, tmp_path: Path, run_verb: Callable[..., dict[str, Any]]
+) -> None:
+    places = ("--store.url", str(tmp_path / "store"), "--tracking.uri", f"sqlite:///{tmp_path}/mlflow.db")
+    runs = ("--runs", str(tmp_path / "runs"))
+    preprocess = ("--config", "configs/preprocess/real.yaml", "--source_root", str(few_cases))
+    summary = run_verb("preprocess", *preprocess, *places[:2])
+    assert set(summary["datasets"]) == set(DATASETS)
+    assert all(dataset["cases"] > 0 for dataset in summary["datasets"].values())
+
+    short = ("--runner", "inline", "--global_batch", "8", "--encoder.steps", "2", "--decoder.steps", "2")
+    pretrained = run_verb("pretrain", "--config", "configs/pretrain/real.yaml", *places, *runs, *short)
+    assert pretrained["status"] == "done"
+
+    for dataset in ("hippocampus", "acdc"):
+        tuned = run_verb(
+            "finetune", "--config", f"configs/finetune/real-{dataset}.yaml", *places, *runs,
+            "--training.steps", "2", "--training.validate_every", "2",
+        )  # fmt: skip
+        output = tmp_path / f"scores-{dataset}"
+        scored = run_verb(
+            "evaluate", "--model", f"models:/hssl-{dataset}@latest", *places, "--output", str(output)
+        )
+        rows = list(csv.DictReader((output / "scores.csv").open()))
+        classes = read_manifest(str(tmp_path / "store"), dataset).header.classes
+        assert {row["name"] for row in rows} == set(classes.values())
+        assert len(rows) % len(classes) == 0
+        assert tuned["status"] == scored["status"] == "done"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_all_real_datasets(real_store: Any, real_data: Path) -> None:
+    for name, cases in DATASETS.items():
+        manifest = read_manifest(str(real_store.url), name)
+        quarantined = real_store.first["datasets"][name]["quarantined"]
+        assert len(manifest.cases) + len(quarantined) == cases
+        verify(str(real_store.url), name)
+    assert real_store.first_s < 240, f"first run took {real_store.first_s:.0f} s"
+    assert real_store.second_s < 15, f"second run took {real_store.second_s:.1f} s"
+    for dataset in real_store.second["datasets"].values():
+        assert dataset["written"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_every_image_is_a_valid_ome_zarr(real_store: Any) -> None:
+    seen = 0
+    for name in DATASETS:
+        for record in read_manifest(str(real_store.url), name).cases:
+            group = zarr.open_group(real_store.url / name / record.image_path, mode="r")
+            open_ome_zarr(group, version="0.5")
+            seen += 1
+            if record.labelled:
+                label = zarr.open_group(
+                    real_store.url / name / record.image_path / "labels/segmentation", mode="r"
+                )
+                open_ome_zarr(label, version="0.5")
+    assert seen >= 0.99 * sum(DATASETS.values())
