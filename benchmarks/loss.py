@@ -26,7 +26,16 @@ from typing import TYPE_CHECKING, Any
 from benchmarks import peers
 from benchmarks.gradients import check_all
 from benchmarks.loss_criteria import judge
-from benchmarks.loss_scaling import EMBEDDING_SIZE, QUICK_SIZES, SIZES, measure_scaling, measure_wire
+from benchmarks.loss_scaling import (
+    EMBEDDING_SIZE,
+    QUICK_SIZES,
+    QUICK_WIRE_ROWS,
+    SIZES,
+    WIRE_ROWS,
+    WORLD_SIZES,
+    measure_scaling,
+    measure_wire,
+)
 from benchmarks.loss_share import measure_share
 from benchmarks.loss_table import tables
 from benchmarks.measuring import load_average, machine
@@ -55,7 +64,9 @@ def measure_all(quick: bool, repetitions: int, memory_limit_gib: float, console:
     console.say("gradients")
     gradients = check_all(quick)
     console.say("bytes on the wire")
-    wires = [wire for world_size in ((2,) if quick else (2, 4)) for wire in measure_wire(world_size)]
+    wires = measure_wire(2, QUICK_WIRE_ROWS, repetitions) if quick else []
+    for world_size in () if quick else WORLD_SIZES:
+        wires += measure_wire(world_size, WIRE_ROWS, repetitions)
     console.say("share of a step")
     share = measure_share(repetitions)
     sizes = QUICK_SIZES if quick else SIZES

@@ -2,14 +2,17 @@
 
 Memory and time: one process, one thread, float32, D = 128, a loss on the embeddings and their gradient;
 fresh process each, sizes and implementations interleaved, medians. Bytes: what one rank receives, counted at
-torch's collectives themselves (forward and backward, DDP left out), under the algorithm that moves least.
+torch's collectives themselves (forward and backward, DDP left out), under the algorithm that moves least; and
+the processor time of all ranks together, since work that one process shares between rows of its own is not
+shared between ranks.
 """
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
 EMBEDDING_SIZE, TEMPERATURE = 128, 0.1
 SIZES, QUICK_SIZES = (8192, 16384, 32768, 65536), (1024, 2048)
 COMPARED = ("ours", "textbook", "lightly", "open_clip")
-WIRE_ROWS = 1024
+WIRE_ROWS, QUICK_WIRE_ROWS, WORLD_SIZES = 8192, 1024, (2, 4)
 NUMBERS_BYTES = 64
 """Allowed for what each rank says about its batch, such as its number of rows."""
 MEMORY_WAIT_S = 300.0
@@ -163,48 +166,67 @@ def _summary(
 
 @dataclass(frozen=True)
 class Wire:
-    """Bytes that one rank receives for one loss, forward and backward."""
+    """One loss on several ranks, forward and backward."""
 
     implementation: str
     world_size: int
     rows: int
     """M, over all ranks."""
     received_bytes: float
+    """By one rank."""
     collectives: dict[str, int]
     """Number of calls of each."""
     bound_bytes: float
     """All-gather of embeddings and log-sum-exps and some numbers about each rank, less the rank's own."""
+    cpu_s: float
+    """Processor time of all ranks together, one thread each, median."""
 
 
-def measure_wire(world_size: int) -> list[Wire]:
-    """Count for every distributed implementation at M = WIRE_ROWS, equal ranks; the most of any rank."""
+def measure_wire(world_size: int, rows: int, repetitions: int) -> list[Wire]:
+    """Every distributed implementation on equal ranks; the bytes are the most of any rank."""
     names = tuple(name for name in available(COMPARED) if name != "textbook")
-    by_rank = run_ranks(_received_by_a_rank, world_size, names)
-    foreign = (world_size - 1) / world_size
-    bound = foreign * (4 * EMBEDDING_SIZE * WIRE_ROWS + 4 * WIRE_ROWS + NUMBERS_BYTES * world_size)
+    by_rank = run_ranks(_passes_of_a_rank, world_size, names, rows, repetitions, timeout_s=600)
+    bound = _foreign(world_size) * (4 * EMBEDDING_SIZE * rows + 4 * rows + NUMBERS_BYTES * world_size)
     return [
         Wire(
             name,
             world_size,
-            WIRE_ROWS,
-            max(rank[name][0] for rank in by_rank),
-            by_rank[0][name][1],
+            rows,
+            max(rank[name].received_bytes for rank in by_rank),
+            by_rank[0][name].calls,
             bound,
+            sum(median(rank[name].cpu_s) for rank in by_rank),
         )
         for name in names
     ]
 
 
-def _received_by_a_rank(names: tuple[str, ...]) -> dict[str, tuple[float, dict[str, int]]]:
-    n = WIRE_ROWS // 2 // collectives.world_size()
+class _Passes(NamedTuple):
+    received_bytes: float
+    calls: dict[str, int]
+    cpu_s: list[float]
+
+
+def _passes_of_a_rank(names: tuple[str, ...], rows: int, repetitions: int) -> dict[str, _Passes]:
+    """A pass whose bytes are counted, which also warms up; then those that are timed, in turns."""
+    n = rows // 2 // collectives.world_size()
     own = slice(collectives.rank() * n, (collectives.rank() + 1) * n)
-    received = {}
+    first, second = (view[own].requires_grad_() for view in two_views(rows // 2, EMBEDDING_SIZE))
+
+    def one_pass(name: str) -> float:
+        start_s = time.process_time()
+        IMPLEMENTATIONS[name].loss(first, second, torch.tensor(TEMPERATURE)).backward()
+        return time.process_time() - start_s
+
+    passes = {}
     for name in names:
-        first, second = (view[own].requires_grad_() for view in two_views(WIRE_ROWS // 2, EMBEDDING_SIZE))
         with CountedCollectives() as counted:
-            IMPLEMENTATIONS[name].loss(first, second, torch.tensor(TEMPERATURE)).backward()
-        received[name] = counted.received_bytes, counted.calls
-    return received
+            one_pass(name)
+        passes[name] = _Passes(counted.received_bytes, counted.calls, [])
+    for _ in range(repetitions):
+        for name in names:
+            passes[name].cpu_s.append(one_pass(name))
+    return passes
 
 
 class CountedCollectives(TorchDispatchMode):
@@ -232,9 +254,10 @@ def _bytes(tensors: Sequence[Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors)
 
 
-def _foreign() -> float:
+def _foreign(world_size: int | None = None) -> float:
     """The part of an even exchange that comes from other ranks."""
-    return (collectives.world_size() - 1) / collectives.world_size()
+    world_size = world_size or collectives.world_size()
+    return (world_size - 1) / world_size
 
 
 RECEIVED_BYTES: dict[str, Callable[[tuple[Any, ...]], float]] = {

@@ -51,8 +51,8 @@ def build_network_pass(views: int) -> Work:
     def one_pass() -> None:
         network.zero_grad()
         output = network(images, "encoder")
-        outputs = (output.embedding, output.task_logits, output.group_logits)
-        sum(x.square().sum() for x in outputs if x is not None).backward()
+        heads = (*output.embeddings, *output.task_logits, *output.group_logits)
+        torch.cat([x.flatten() for x in heads]).square().sum().backward()
 
     one_pass()
     return one_pass

@@ -126,11 +126,12 @@ def _wire(record: Record) -> str:
             wire["implementation"],
             _number(wire["received_bytes"], ".0f"),
             ", ".join(f"{calls} {name}" for name, calls in wire["collectives"].items()),
+            _number(wire["cpu_s"], ".2f"),
         ]
         for wire in record["wire"]
     ]
-    title = f"Bytes a rank receives, M = {record['wire'][0]['rows']}, float32"
-    return _table(title, ["W", "implementation", "bytes", "collectives"], rows)
+    header = ["W", "implementation", "bytes a rank receives", "collectives", "processor s, all ranks"]
+    return _table(f"On several ranks, M = {record['wire'][0]['rows']}, float32", header, rows)
 
 
 def _share(record: Record) -> str:

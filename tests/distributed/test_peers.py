@@ -6,7 +6,7 @@ import torch.distributed as dist
 
 from benchmarks import peers
 from benchmarks.gradients import MUST_FAIL, PEERS, check_gradients
-from benchmarks.loss_scaling import EMBEDDING_SIZE, WIRE_ROWS, CountedCollectives, measure_wire
+from benchmarks.loss_scaling import EMBEDDING_SIZE, QUICK_WIRE_ROWS, CountedCollectives, measure_wire
 from tests.distributed.ranks import run_ranks
 
 needs_peers = pytest.mark.skipif(
@@ -37,8 +37,8 @@ def test_ragged_ranks() -> None:
 
 @needs_peers
 def test_bytes_on_the_wire() -> None:
-    wires = {wire.implementation: wire for wire in measure_wire(2)}
-    foreign = WIRE_ROWS * EMBEDDING_SIZE * 4 / 2
+    wires = {wire.implementation: wire for wire in measure_wire(2, QUICK_WIRE_ROWS, 1)}
+    foreign = QUICK_WIRE_ROWS * EMBEDDING_SIZE * 4 / 2
     assert foreign < wires["ours"].received_bytes <= wires["ours"].bound_bytes
     assert wires["lightly"].received_bytes == 3 * foreign  # all-gather, then a sum of the whole gradient
     assert wires["open_clip"].received_bytes == 2 * foreign  # all-gather, then an exchange of gradients
