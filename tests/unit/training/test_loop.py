@@ -64,7 +64,9 @@ def test_both_stages_train_their_parts_and_log_their_terms(tmp_path: Path) -> No
     assert recorder.saved == [2, 4, 6, 7]
     always = {"loss", "gradient_norm", "learning_rate", *SPEED}
     health = {"image_accuracy", "effective_rank", "embedding_std", "alignment", "uniformity", "temperature"}
+    health |= {"image_chance", "image_over_chance"}
     encoder = {"loss_image", "loss_task", "loss_group", "task_accuracy", "group_accuracy"}
+    encoder |= {"task_probe_accuracy", "group_probe_accuracy"}
     for step, metrics in recorder.metrics:
         decoder = {"loss_dense", "loss_restoration"}
         assert metrics.keys() == always | (encoder | health if step <= 4 else decoder)
