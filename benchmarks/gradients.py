@@ -47,6 +47,8 @@ class GradientCheck:
     """None where the temperature is no parameter."""
     failure: str | None
     """Why there is no gradient; then the errors are None."""
+    micro_batch: int | None = None
+    """Regions that pass through the network at once; None for a rank's all."""
 
     @property
     def exact(self) -> bool:
@@ -135,9 +137,9 @@ def _errors_of_a_rank(
             module = _embedder(dtype, implementation.learns_temperature)
             found = _gradients(module, implementation.loss, own)
             errors[name, dtype] = {
-                "weight": _relative_error(found[0], expected[0]),
+                "weight": relative_error(found[0], expected[0]),
                 "scale": float((found[0].double() * expected[0]).sum() / expected[0].square().sum()),
-                "temperature": _relative_error(found[1], expected[1]),
+                "temperature": relative_error(found[1], expected[1]),
             }
     return errors
 
@@ -158,5 +160,6 @@ def _gradients(module: _Embedder, loss_of: Loss, own: slice) -> tuple[Tensor, Te
     return weight, torch.zeros(()) if temperature is None else temperature
 
 
-def _relative_error(found: Tensor, expected: Tensor) -> float:
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    """max |found - expected| / max |expected|."""
     return float((found.double() - expected).abs().max() / expected.abs().max())

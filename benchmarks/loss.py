@@ -23,7 +23,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import peers
+from benchmarks import gradients_micro, peers
 from benchmarks.gradients import check_all
 from benchmarks.loss_criteria import judge
 from benchmarks.loss_scaling import (
@@ -62,7 +62,7 @@ def measure_all(quick: bool, repetitions: int, memory_limit_gib: float, console:
     started, load_before = datetime.now(UTC), load_average()
     repetitions = 1 if quick else repetitions
     console.say("gradients")
-    gradients = check_all(quick)
+    gradients = check_all(quick) + gradients_micro.check_all(quick)
     console.say("bytes on the wire")
     wires = measure_wire(2, QUICK_WIRE_ROWS, repetitions) if quick else []
     for world_size in () if quick else WORLD_SIZES:

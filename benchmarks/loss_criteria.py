@@ -61,7 +61,9 @@ def _exactness(gradients: Sequence[GradientCheck], dtype: str) -> Criterion:
         for error in (check.weight_error, check.temperature_error)
         if error is not None
     ]
-    name = f"gradient error in {dtype}, equal and ragged, temperature included"
+    name = (
+        f"gradient error in {dtype}, equal and ragged, with and without micro-batches, temperature included"
+    )
     return _criterion(name, max(errors), BOUNDS[dtype], note=f"W = {', '.join(map(str, worlds))}")
 
 

@@ -66,13 +66,18 @@ def _gradients(record: Record) -> str:
     splits = sorted(
         {tuple(check["split"]) for check in checks}, key=lambda split: (len(split), len(set(split)))
     )
-    found = {(c["implementation"], c["dtype"], tuple(c["split"])): c for c in checks}
-    cases = list(dict.fromkeys((check["implementation"], check["dtype"]) for check in checks))
+    found = {(*_case(check), tuple(check["split"])): check for check in checks}
     rows = [
-        [name, dtype, *(_error(found.get((name, dtype, split))) for split in splits)] for name, dtype in cases
+        [*case, *(_error(found.get((*case, split))) for split in splits)]
+        for case in sorted(dict.fromkeys(map(_case, checks)), key=lambda case: not case[0].startswith("ours"))
     ]
     header = ["implementation", "precision", *("+".join(map(str, split)) for split in splits)]
     return _table("Gradient error, by regions per rank", header, rows)
+
+
+def _case(check: Record) -> tuple[str, str]:
+    size = check["micro_batch"]
+    return check["implementation"] + (f", micro-batches of {size}" if size else ""), check["dtype"]
 
 
 def _error(check: Record | None) -> str:

@@ -6,6 +6,7 @@ import torch.distributed as dist
 
 from benchmarks import peers
 from benchmarks.gradients import MUST_FAIL, PEERS, check_gradients
+from benchmarks.gradients_micro import check_micro_batches
 from benchmarks.loss_scaling import EMBEDDING_SIZE, QUICK_WIRE_ROWS, CountedCollectives, measure_wire
 from tests.distributed.ranks import run_ranks
 
@@ -33,6 +34,11 @@ def test_the_check_tells_exact_from_wrong_gradients() -> None:
 
 def test_ragged_ranks() -> None:
     assert all(check.exact for check in check_gradients((41, 19), ("ours",)))
+
+
+def test_micro_batches() -> None:
+    checks = check_micro_batches((41, 19), (7, 60))
+    assert [(check.micro_batch, check.exact) for check in checks] == [(7, True)] * 2 + [(60, True)] * 2
 
 
 @needs_peers
