@@ -23,6 +23,9 @@ from hssl_dist.errors import TrainingError
 
 T = TypeVar("T")
 
+# Into one tensor; torch renamed it in 2.13.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
 
 def is_distributed() -> bool:
     """Whether this process belongs to a process group."""
@@ -65,7 +68,7 @@ def gather_rows(x: Shaped[Tensor, "n ..."], counts: tuple[int, ...] | None = Non
         x = torch.cat((x, x.new_zeros((largest - x.shape[0], *x.shape[1:]))))
     rows = x.new_empty((len(counts) * largest, *x.shape[1:]))
     with _deadline("gathering rows"):
-        dist.all_gather_into_tensor(rows, x.contiguous())
+        _all_gather(rows, x.contiguous())
     if min(counts) < largest:
         starts = (rank * largest for rank in range(len(counts)))
         rows = torch.cat([rows[at : at + count] for at, count in zip(starts, counts, strict=True)])
@@ -87,7 +90,7 @@ def gather_numbers(x: Num[Tensor, " n"]) -> list[list[float]]:
     own = x.detach().contiguous()
     numbers = own.new_empty(world_size() * own.shape[0])
     with _deadline("gathering sizes"):
-        dist.all_gather_into_tensor(numbers, own)
+        _all_gather(numbers, own)
     rows: list[list[float]] = numbers.view(world_size(), -1).tolist()
     return rows
 

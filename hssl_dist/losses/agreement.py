@@ -37,10 +37,11 @@ def agreed_rows(first: Tensor, second: Tensor, temperature: Tensor | float) -> t
     return tuple(int(numbers[0]) for numbers in found)
 
 
-def check_temperature(temperature: float) -> None:
+def check_temperature(temperature: Tensor | float) -> None:
     """Raise ConfigError if it is not positive. (The loop names the samples behind a NaN.)"""
-    if temperature <= 0:
-        raise ConfigError(f"the temperature is {temperature:g}; it must be positive: set it to 0.1, say")
+    degree = float(torch.as_tensor(temperature).detach())
+    if degree <= 0:
+        raise ConfigError(f"the temperature is {degree:g}; it must be positive: set it to 0.1, say")
 
 
 def _same(what: str, values: Sequence[float]) -> None:

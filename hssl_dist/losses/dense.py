@@ -35,7 +35,7 @@ def dense_contrast(
     ranks of `contrasted_rows`, may be given: then ranks exchange nothing. Raises ConfigError for a
     temperature that is not positive.
     """
-    check_temperature(float(temperature))
+    check_temperature(temperature)
     marks = Marks(place=coordinates.repeat(1, 2, 1), usable=valid.repeat(1, 2), distance=distance)
     rows = torch.cat((first_points, second_points), dim=1)
     return contrast(rows, temperature, marks, counted=counted, tile=tile)

@@ -66,7 +66,7 @@ def backward(
     """
     objective, parts = _STAGES[stage], samples.split(config.micro_batch)
     weights = objective.weights(config.objective)
-    whole = _look(stage, parts[0], wrapped, config) if len(parts) == 1 else None
+    whole = _look(stage, parts[0], wrapped, config) if _all_at_once(config) else None
     if whole is not None:
         seen = [(whole.prepared.counts, whole.kept)]
     else:
@@ -109,6 +109,16 @@ def finite_outputs(
         tensors += [x for x in (output.dense, output.restored) if x is not None]
         finite.append(finite_samples(tensors, len(part.seeds)))
     return torch.cat(finite)
+
+
+def _all_at_once(config: PretrainConfig) -> bool:
+    """Whether every rank's share is one micro-batch.
+
+    All ranks answer alike, whatever their own share: DDP's forward pass has collectives of its own, so it
+    must come at the same place on all.
+    """
+    largest_share = -(-config.global_batch // collectives.world_size())
+    return config.micro_batch is None or config.micro_batch >= largest_share
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from hssl_dist import collectives
 from hssl_dist.config.network import NetworkConfig
 from hssl_dist.config.pretrain import ObjectiveConfig, PretrainConfig, SamplingConfig, StageConfig
 from hssl_dist.errors import Interrupted
