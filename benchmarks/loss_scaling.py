@@ -107,7 +107,8 @@ def measure_scaling(
                     f"{key[0]} at M = {key[1]}, {repetition + 1} of {repetitions}: "
                     f"{outcome.growth_mib:.0f} MiB, {outcome.cpu_s:.2f} s"
                 )
-    return [_summary(*key, measured, blocked.get(key)) for key in measured]
+    # What fitted in some rounds, but not once others used the machine's memory, keeps those rounds.
+    return [_summary(*key, measured, None if measured[key] else blocked.get(key)) for key in measured]
 
 
 def _measure_one(
@@ -145,7 +146,7 @@ def _summary(
         predicted_cpu_s = cpu_s * (rows / max(below)) ** 2
 
     def middle(value: Callable[[Measurement], float]) -> float | None:
-        return median(map(value, found)) if found and cannot_run is None else None
+        return median(map(value, found)) if found else None
 
     return Scaling(
         name,
