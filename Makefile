@@ -11,7 +11,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps dynamic-network-architectures
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps dynamic-network-architectures \
+		lightly open_clip_torch pytorch-metric-learning tqdm
 	touch $@
 
 demo: setup

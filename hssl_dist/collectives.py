@@ -2,23 +2,29 @@
 
 Every function also works in one process without a process group, where it is the identity. Sizes are
 exchanged at each call and never kept, so ragged batches and worlds that grow or shrink are fine. All ranks
-must call the same functions in the same order.
+must call the same functions in the same order; one that waits longer than the process group's deadline gets
+a TrainingError.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Num
+from jaxtyping import Num, Shaped
 from torch import Tensor
 
 from hssl_dist.errors import TrainingError
 
 T = TypeVar("T")
+
+# Into one tensor; torch renamed it in 2.13.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
 def is_distributed() -> bool:
@@ -48,7 +54,7 @@ class GatheredRows:
     start: int
 
 
-def gather_rows(x: Num[Tensor, "n ..."], counts: tuple[int, ...] | None = None) -> GatheredRows:
+def gather_rows(x: Shaped[Tensor, "n ..."], counts: tuple[int, ...] | None = None) -> GatheredRows:
     """The rows of all ranks, without a gradient; ranks may hold different numbers of rows, also none.
 
     `counts` of an earlier call with the same row numbers saves the exchange of counts.
@@ -57,11 +63,15 @@ def gather_rows(x: Num[Tensor, "n ..."], counts: tuple[int, ...] | None = None) 
     if not is_distributed():
         return GatheredRows(x, (x.shape[0],), 0)
     counts = counts or gather_counts(x.shape[0], x.device)
-    padded = x.new_zeros((max(counts), *x.shape[1:]))
-    padded[: x.shape[0]] = x
-    parts = [torch.empty_like(padded) for _ in counts]
-    dist.all_gather(parts, padded)
-    rows = torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+    largest = max(counts)
+    if x.shape[0] < largest:
+        x = torch.cat((x, x.new_zeros((largest - x.shape[0], *x.shape[1:]))))
+    rows = x.new_empty((len(counts) * largest, *x.shape[1:]))
+    with _deadline("gathering rows"):
+        _all_gather(rows, x.contiguous())
+    if min(counts) < largest:
+        starts = (rank * largest for rank in range(len(counts)))
+        rows = torch.cat([rows[at : at + count] for at, count in zip(starts, counts, strict=True)])
     return GatheredRows(rows, counts, sum(counts[: rank()]))
 
 
@@ -70,9 +80,19 @@ def gather_counts(count: int, device: torch.device) -> tuple[int, ...]:
     if not is_distributed():
         return (count,)
     own = torch.tensor([count], dtype=torch.int64, device=device)
-    parts = [torch.empty_like(own) for _ in range(world_size())]
-    dist.all_gather(parts, own)
-    return tuple(int(part) for part in parts)
+    return tuple(int(other[0]) for other in gather_numbers(own))
+
+
+def gather_numbers(x: Num[Tensor, " n"]) -> list[list[float]]:
+    """The few numbers of each rank, in rank order; all ranks pass as many, of one dtype."""
+    if not is_distributed():
+        return [x.tolist()]
+    own = x.detach().contiguous()
+    numbers = own.new_empty(world_size() * own.shape[0])
+    with _deadline("gathering sizes"):
+        _all_gather(numbers, own)
+    rows: list[list[float]] = numbers.view(world_size(), -1).tolist()
+    return rows
 
 
 class _AllGather(torch.autograd.Function):
@@ -106,7 +126,8 @@ def all_reduce_sum(x: Num[Tensor, "*shape"]) -> Num[Tensor, "*shape"]:
     """The sum over ranks, without a gradient; `x` is left as it is."""
     total = x.detach().clone(memory_format=torch.contiguous_format)
     if is_distributed():
-        dist.all_reduce(total)
+        with _deadline("summing"):
+            dist.all_reduce(total)
     return total
 
 
@@ -115,9 +136,25 @@ def broadcast_object(value: T, src: int = 0) -> T:
     if not is_distributed():
         return value
     box: list[Any] = [value]
-    dist.broadcast_object_list(box, src=src)
+    with _deadline("a broadcast"):
+        dist.broadcast_object_list(box, src=src)
     received: T = box[0]
     return received
+
+
+@contextmanager
+def _deadline(what: str) -> Iterator[None]:
+    """Failures of a collective as TrainingError; the deadline itself is the process group's."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise TrainingError(
+            f"rank {rank()} of {world_size()} failed at {what} with the other ranks: {reason}; "
+            "look at their logs"
+        ) from error
 
 
 def barrier(timeout_s: float = 600.0) -> None:

@@ -160,12 +160,16 @@ class Recorder:
     done: int = 0
     metrics: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     saved: list[int] = field(default_factory=list)
+    warnings: list[tuple[int, str]] = field(default_factory=list)
 
     def on_step(self, step: int) -> None:
         self.done = step
 
     def on_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         self.metrics.append((step, dict(metrics)))
+
+    def on_warning(self, step: int, text: str) -> None:
+        self.warnings.append((step, text))
 
     def on_checkpoint(self, step: int, url: str) -> None:
         self.saved.append(step)

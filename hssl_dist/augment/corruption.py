@@ -13,22 +13,22 @@ from torch import Tensor
 from hssl_dist.augment.seeds import normals, stream
 
 _BLOCKS_PER_AXIS = 6
-_NOISE = 0.1  # standard deviation of the noise on what stays visible, in the image's own
 
 
 @torch.no_grad()
 def mask_blocks(
-    images: Float[Tensor, "batch channel z y x"], seeds: Sequence[int], fraction: float
+    images: Float[Tensor, "batch channel z y x"], seeds: Sequence[int], fraction: float, noise: float = 0.1
 ) -> tuple[Float[Tensor, "batch channel z y x"], Bool[Tensor, "batch 1 z y x"]]:
     """Images with about `fraction` of their voxels replaced, and the mask of the replaced ones.
 
     Whole blocks of a randomly placed grid (6 blocks along each axis, so blocks are as anisotropic as the
-    image) are replaced by noise of the image's mean and standard deviation; the rest gets a little noise.
+    image) are replaced by noise of the image's mean and standard deviation; to the rest noise
+    of `noise` times the image's standard deviation is added.
     """
     mask = _block_mask(tuple(images.shape[2:]), seeds, fraction).to(images.device)
     std, mean = torch.std_mean(images, dim=(2, 3, 4), keepdim=True, correction=0)
-    noise = std * normals(seeds, "corruption/noise", tuple(images.shape[1:]), images.device)
-    return torch.where(mask, mean + noise, images + _NOISE * noise), mask
+    drawn = std * normals(seeds, "corruption/noise", tuple(images.shape[1:]), images.device)
+    return torch.where(mask, mean + drawn, images + noise * drawn), mask
 
 
 def _block_mask(

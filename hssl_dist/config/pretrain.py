@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
@@ -83,6 +83,12 @@ class ObjectiveConfig(Part):
     """Weight of the group level."""
     projection_size: PositiveInt = 128
     """Length of an embedding."""
+    depths: tuple[NonNegativeInt, ...] = (0,)
+    """Encoder stages with heads of these levels, counted from the deepest, 0; their losses are averaged."""
+    class_balance: bool = False
+    """Whether each task (and each group) of a global batch weighs alike, however many samples it has."""
+    exclude_false_negatives: Literal["none", "case", "patient"] = "none"
+    """Samples of one case, or of one patient, are no negatives of each other."""
     dense_weight: NonNegativeFloat = 1.0
     """Weight of dense correspondence, in the decoder stage."""
     dense_temperature: PositiveFloat = 0.1
@@ -91,10 +97,33 @@ class ObjectiveConfig(Part):
     """Matched voxels per pair of views."""
     dense_distance: NonNegativeFloat = 4.0
     """Negatives of a voxel lie at least so many voxels away."""
+    dense_across_batch: bool = False
+    """Whether voxels of the global batch's other regions are negatives too."""
     restoration_weight: NonNegativeFloat = 1.0
     """Weight of restoring a corrupted view, in the decoder stage."""
     mask_fraction: Fraction = 0.4
     """Share of a view that is masked for restoration."""
+    restoration_noise: NonNegativeFloat = 0.1
+    """Noise added to the voxels that are not masked, in standard deviations of the view."""
+    restored_voxels: Literal["masked", "all"] = "masked"
+    """`masked`: only those count; `all`: the noisy ones too, so that `mask_fraction` 0 is pure denoising."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if not self.depths or len(set(self.depths)) < len(self.depths):
+            raise ValueError(f"depths are {self.depths}; give one or more, each once, such as (0,)")
+        if self.restoration_weight and not self.mask_fraction:
+            if self.restored_voxels == "masked":
+                raise ValueError(
+                    "mask_fraction is 0 and restored_voxels is masked: there is nothing to restore; "
+                    "mask a share, or restore all voxels, or set restoration_weight to 0"
+                )
+            if not self.restoration_noise:
+                raise ValueError(
+                    "mask_fraction and restoration_noise are both 0: there is nothing to restore; "
+                    "raise one, or set restoration_weight to 0"
+                )
+        return self
 
 
 class StageConfig(Part):
@@ -149,6 +178,9 @@ class PretrainConfig(JobConfig):
     """Seconds after which a rank that waits for another one gives up."""
     global_batch: PositiveInt = 32
     """Regions per step over all workers."""
+    micro_batch: PositiveInt | None = None
+    """Regions a worker puts through the network at once; all of its share if not given. Only memory and time
+    depend on it: negatives and gradients are those of the global batch."""
     log_every_steps: PositiveInt = 10
     """Steps between logged metrics."""
     sampling: SamplingConfig = SamplingConfig()
@@ -161,10 +193,12 @@ class PretrainConfig(JobConfig):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.global_batch < 2 * self.workers:
+        self._check_batch()
+        deepest = len(self.network.widths) - 1
+        if max(self.objective.depths) > deepest:
             raise ValueError(
-                f"global_batch {self.global_batch} gives {self.workers} workers fewer than 2 regions each; "
-                f"use at least {2 * self.workers}"
+                f"objective.depths {self.objective.depths} go beyond the network's {deepest + 1} stages; "
+                f"use depths from 0 to {deepest}"
             )
         for size, factor in zip(self.sampling.patch_size, self.network.reduction, strict=True):
             if size % factor:
@@ -181,3 +215,20 @@ class PretrainConfig(JobConfig):
                 keys = ", ".join(f"objective.{name}_weight" for name in names)
                 raise ValueError(f"{stage}.steps is not 0, but {keys} are: leave the stage or a term in")
         return self
+
+    def _check_batch(self) -> None:
+        if self.global_batch < 2 and self.encoder.steps and self.objective.image_weight:
+            raise ValueError(
+                "global_batch 1 leaves the image level no negatives; "
+                "use at least 2, or set objective.image_weight to 0"
+            )
+        if self.global_batch < self.workers:
+            raise ValueError(
+                f"global_batch {self.global_batch} gives some of {self.workers} workers no region; "
+                f"use at least {self.workers}, or fewer workers"
+            )
+        if self.micro_batch is not None and self.micro_batch > self.global_batch:
+            raise ValueError(
+                f"micro_batch {self.micro_batch} is more than global_batch {self.global_batch}; "
+                "leave it out to put each worker's share through the network at once"
+            )

@@ -23,7 +23,7 @@ from hssl_dist.report.curves import line_chart
 from hssl_dist.report.figures import png
 from hssl_dist.store import read_manifests
 from hssl_dist.tracking import fetch_model, register_model, start_run
-from hssl_dist.training.health import chance_warning
+from hssl_dist.training.health import health_warnings
 from hssl_dist.training.loop import History, newest
 from hssl_dist.training.trajectory import check_same, trajectory, trajectory_hash
 
@@ -105,7 +105,16 @@ def _train_here(
     steps = config.encoder.steps + config.decoder.steps
     left = steps - (checkpoint_store(config).latest() or 0)
     with console.track(f"pretrain {config.name}", left) as advance:
-        train_rank(config, made_from, run_id, device, say=say, advance=advance, stop_requested=stop_requested)
+        train_rank(
+            config,
+            made_from,
+            run_id,
+            device,
+            say=say,
+            warn=console.warn,
+            advance=advance,
+            stop_requested=stop_requested,
+        )
 
 
 def _train_on_ray(
@@ -147,7 +156,6 @@ def _conclude(
         raise TrackingError(
             f"{error}; the network is safe at {model_url(config)}: run it again to register it"
         ) from error
-    warning = chance_warning(history, config.global_batch)
     summary: dict[str, Any] = {
         "name": config.name,
         "run_id": tracked.id,
@@ -165,7 +173,7 @@ def _conclude(
             f"run {config.name!r}: {step} steps, registered as {version.uri} ({config.register_as}@latest)",
             f"network: {model_url(config)}",
         ),
-        warnings=(warning,) if warning else (),
+        warnings=tuple(health_warnings(history, config).values()),
     )
 
 

@@ -55,6 +55,7 @@ class RankCallbacks:
     total_steps: int
     run: Run
     say: Callable[[str], None]
+    warn: Callable[[str], None]
     advance: Callable[[int], None]
     stop_requested: Callable[[], bool]
 
@@ -66,6 +67,10 @@ class RankCallbacks:
         """Log to MLflow, and one line."""
         self.run.log_metrics(step, metrics)
         self.say(f"step {step} of {self.total_steps}: {describe(metrics)}")
+
+    def on_warning(self, step: int, text: str) -> None:  # noqa: ARG002
+        """One line, also where there is a progress bar."""
+        self.warn(text)
 
     def on_checkpoint(self, step: int, url: str) -> None:  # noqa: ARG002
         """One line."""
@@ -96,6 +101,7 @@ def train_rank(
     device: torch.device,
     *,
     say: Callable[[str], None],
+    warn: Callable[[str], None],
     advance: Callable[[int], None],
     stop_requested: Callable[[], bool],
 ) -> None:
@@ -109,6 +115,7 @@ def train_rank(
         total_steps=config.encoder.steps + config.decoder.steps,
         run=run,
         say=say,
+        warn=warn,
         advance=advance,
         stop_requested=stop_requested,
     )

@@ -162,6 +162,7 @@ def _train_worker(settings: dict[str, Any]) -> None:
             settings["run_id"],
             get_device(),
             say=lambda line: liaison.say.remote(line) if lead else None,
+            warn=lambda line: liaison.say.remote(f"warning: {line}") if lead else None,
             advance=lambda _: None,
             stop_requested=_asked_now_and_then(liaison) if lead else lambda: False,
         )

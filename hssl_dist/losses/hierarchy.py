@@ -8,13 +8,24 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hssl_dist import collectives
-from hssl_dist.losses.scaling import at_least_float32, scale_to_ranks
+from hssl_dist.losses.scaling import at_least_float32, scale_to_ranks, scale_to_total
 
 
-def classification(logits: Float[Tensor, "b classes"], targets: Int[Tensor, " b"]) -> Float[Tensor, ""]:
-    """The rank's share of the mean cross-entropy over all ranks' samples; ranks may hold different `b`."""
-    total = F.cross_entropy(at_least_float32(logits), targets, reduction="sum")
-    return scale_to_ranks(total, targets.shape[0])
+def classification(
+    logits: Float[Tensor, "b classes"], targets: Int[Tensor, " b"], *, balanced: bool = False
+) -> Float[Tensor, ""]:
+    """The rank's share of the mean cross-entropy over all ranks' samples; ranks may hold different `b`.
+
+    `balanced` takes the mean within each class first, then over the classes that any rank has: a sample
+    counts inversely to the frequency of its class in the global batch.
+    """
+    logits = at_least_float32(logits)
+    if not balanced:
+        return scale_to_ranks(F.cross_entropy(logits, targets, reduction="sum"), targets.shape[0])
+    counts = collectives.all_reduce_sum(torch.bincount(targets, minlength=logits.shape[1]))
+    costs = F.cross_entropy(logits, targets, reduction="none")
+    total = (costs / counts[targets]).sum()
+    return scale_to_total(total, (counts > 0).sum())
 
 
 def accuracy(logits: Float[Tensor, "b classes"], targets: Int[Tensor, " b"]) -> float:

@@ -18,8 +18,12 @@ from hssl_dist import collectives
 def scale_to_ranks(local_sum: Float[Tensor, ""], local_count: Num[Tensor, ""] | int) -> Float[Tensor, ""]:
     """W / M * `local_sum`, with M the sum of all ranks' `local_count`; zero if there is nothing to count."""
     count = torch.as_tensor(local_count, dtype=torch.float64, device=local_sum.device)
-    total = collectives.all_reduce_sum(count)
-    factor = collectives.world_size() / total.clamp(min=1)
+    return scale_to_total(local_sum, collectives.all_reduce_sum(count))
+
+
+def scale_to_total(local_sum: Float[Tensor, ""], count: Num[Tensor, ""]) -> Float[Tensor, ""]:
+    """W / M * `local_sum` where M, `count`, is known; zero if there is nothing to count."""
+    factor = collectives.world_size() / count.double().clamp(min=1)
     return local_sum * factor.to(local_sum.dtype)
 
 

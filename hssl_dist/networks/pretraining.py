@@ -1,16 +1,17 @@
 """The network that is pretrained: a U-Net's encoder and decoder with one head per term of the loss.
 
-Encoder stage: the deepest encoder features are pooled (their mean and maximum: instance norm pins each
-channel's mean before the last shortcut, so the mean alone tells little) and go to the projector and the task
-and group heads. Decoder stage: the finest decoder features go to the dense and the restoration head. A head
-exists only if its term's weight is not zero, so in each stage every trainable parameter gets a gradient and
-DDP needs no search for unused ones.
+Encoder stage: the encoder's features at each of the objective's depths are pooled (their mean and maximum:
+instance norm pins each channel's mean before the last shortcut, so the mean alone tells little) and go to a
+projector and a task and a group head of that depth. Decoder stage: the finest decoder features go to the
+dense and the restoration head. A head exists only if its term's weight is not zero, so in each stage every
+trainable parameter gets a gradient and DDP needs no search for unused ones.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from hssl_dist.networks.unet import ResidualEncoder, ResidualUNet, UNetDecoder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from hssl_dist.config.network import NetworkConfig
     from hssl_dist.config.pretrain import ObjectiveConfig
@@ -36,11 +37,15 @@ STAGE_PARTS: dict[Stage, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class PretrainingOutput:
-    """What the heads say; None where the stage or the objective has no such term. Nothing is unit-length."""
+    """What the heads say; empty or None where stage or objective has no such term. Nothing is unit-length.
 
-    embedding: Float[Tensor, "b d"] | None = None
-    task_logits: Float[Tensor, "b tasks"] | None = None
-    group_logits: Float[Tensor, "b groups"] | None = None
+    The tuples have one entry per depth of the objective; `pooled` is what those heads read.
+    """
+
+    embeddings: tuple[Float[Tensor, "b d"], ...] = ()
+    task_logits: tuple[Float[Tensor, "b tasks"], ...] = ()
+    group_logits: tuple[Float[Tensor, "b groups"], ...] = ()
+    pooled: tuple[Float[Tensor, "b _"], ...] = ()
     dense: Float[Tensor, "b e z y x"] | None = None
     restored: Float[Tensor, "b c z y x"] | None = None
 
@@ -61,21 +66,20 @@ class PretrainingNetwork(nn.Module):
         in_channels: int,
     ) -> None:
         super().__init__()
-        finest, deepest = network.widths[0], network.widths[-1]
-        pooled = 2 * deepest
+        finest = network.widths[0]
+        self.stages = tuple(len(network.widths) - 1 - depth for depth in objective.depths)
+        pooled = [2 * network.widths[stage] for stage in self.stages]
         self.encoder = ResidualEncoder(network, in_channels)
         self.decoder = UNetDecoder(network)
-        self.projector = (
-            nn.Sequential(
-                nn.Linear(pooled, pooled),
-                nn.ReLU(inplace=True),
-                nn.Linear(pooled, objective.projection_size),
-            )
-            if objective.image_weight
-            else None
+        self.projector = _heads(
+            pooled if objective.image_weight else (), partial(_projector, size=objective.projection_size)
         )
-        self.task_head = nn.Linear(pooled, tasks) if objective.task_weight else None
-        self.group_head = nn.Linear(pooled, groups) if objective.group_weight else None
+        self.task_head = _heads(
+            pooled if objective.task_weight else (), partial(nn.Linear, out_features=tasks)
+        )
+        self.group_head = _heads(
+            pooled if objective.group_weight else (), partial(nn.Linear, out_features=groups)
+        )
         # A linear map to more channels than it reads would span no larger space, only cost memory.
         self.dense_head = nn.Conv3d(finest, finest, kernel_size=1) if objective.dense_weight else None
         self.restoration_head = (
@@ -90,11 +94,12 @@ class PretrainingNetwork(nn.Module):
         """The heads' outputs for a stage."""
         features = self.encoder(images)
         if stage == "encoder":
-            pooled = pool(features[-1])
+            pooled = tuple(pool(features[number]) for number in self.stages)
             return PretrainingOutput(
-                embedding=_apply(self.projector, pooled),
-                task_logits=_apply(self.task_head, pooled),
-                group_logits=_apply(self.group_head, pooled),
+                embeddings=_apply_all(self.projector, pooled),
+                task_logits=_apply_all(self.task_head, pooled),
+                group_logits=_apply_all(self.group_head, pooled),
+                pooled=pooled,
             )
         decoded = self.decoder(features)[-1]
         return PretrainingOutput(
@@ -123,6 +128,20 @@ class PretrainingNetwork(nn.Module):
 def pool(features: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b two_c"]:
     """Mean and maximum of each channel over the voxels."""
     return torch.cat((features.mean(dim=(2, 3, 4)), features.amax(dim=(2, 3, 4))), dim=1)
+
+
+def _heads(widths: Iterable[int], head: Callable[[int], nn.Module]) -> nn.ModuleList:
+    """A head for each width it reads."""
+    return nn.ModuleList(head(width) for width in widths)
+
+
+def _projector(width: int, size: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(width, width), nn.ReLU(inplace=True), nn.Linear(width, size))
+
+
+def _apply_all(heads: nn.ModuleList, pooled: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Each depth's head on its features; nothing if the term has no heads."""
+    return tuple(head(features) for head, features in zip(heads, pooled, strict=False))
 
 
 def _apply(head: nn.Module | None, features: Tensor) -> Tensor | None:

@@ -12,7 +12,7 @@ from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
 from hssl_dist.errors import HsslError, StoreError
-from hssl_dist.records import CaseRecord, Region
+from hssl_dist.records import CaseRecord, Region, content_hash
 from hssl_dist.sampling.prefetch import read_ahead
 from hssl_dist.sampling.schedule import Schedule
 
@@ -25,7 +25,8 @@ class Batch:
     """One rank's share of a step's global batch, on the CPU.
 
     `indices` are the samples' places in the global batch, `seeds` their seeds; `tasks` and `groups` number
-    the schedule's names. `wait_s` is how long training stood still for it.
+    the schedule's names; `cases` and `patients` are equal where case or patient are, on all ranks. `wait_s`
+    is how long training stood still for it.
     """
 
     step: int
@@ -34,6 +35,8 @@ class Batch:
     regions: Float[Tensor, "batch 1 z y x"]
     tasks: Int[Tensor, " batch"]
     groups: Int[Tensor, " batch"]
+    cases: Int[Tensor, " batch"]
+    patients: Int[Tensor, " batch"]
     wait_s: float = 0.0
 
 
@@ -69,7 +72,14 @@ class PretrainingLoader:
             regions=torch.from_numpy(np.stack(regions)[:, None]),
             tasks=torch.tensor([draw.task for draw in draws]),
             groups=torch.tensor([draw.group for draw in draws]),
+            cases=torch.tensor([_number(draw.record.dataset, draw.record.id) for draw in draws]),
+            patients=torch.tensor([_number(draw.record.dataset, draw.record.patient) for draw in draws]),
         )
+
+
+def _number(*names: str) -> int:
+    """63 bits that stand for names, on every machine the same."""
+    return int(content_hash(names)[:16], 16) >> 1
 
 
 def read_regions(

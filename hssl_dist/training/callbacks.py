@@ -17,6 +17,9 @@ class Callbacks(Protocol):
     def on_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Metrics of a logged step."""
 
+    def on_warning(self, step: int, text: str) -> None:
+        """Training is not healthy; each kind of fault is told once."""
+
     def on_checkpoint(self, step: int, url: str) -> None:
         """A checkpoint is committed."""
 

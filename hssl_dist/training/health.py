@@ -9,15 +9,22 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-_MOST_SAMPLES = 1024
+    from hssl_dist.config.pretrain import PretrainConfig
+
+MOST_SAMPLES = 1024
+"""Measures whose cost grows with the square look at so many samples of a batch."""
+
 _AT_CHANCE = 0.98
+_LEAST_RANK = 2.0
+_LEAST_STD = 0.05
 _LAST_SHARE = 0.2
+_LEAST_WINDOW = 5
 
 
 def embedding_health(first: Float[Tensor, "n d"], second: Float[Tensor, "n d"]) -> dict[str, float]:
@@ -30,7 +37,7 @@ def embedding_health(first: Float[Tensor, "n d"], second: Float[Tensor, "n d"]) 
     - `alignment`: mean squared distance of the two views; `uniformity`: log of the mean of
       exp(-2 distance^2) over all pairs (Wang and Isola 2020); lower is better for both.
     """
-    first, second = first[:_MOST_SAMPLES], second[:_MOST_SAMPLES]
+    first, second = first[:MOST_SAMPLES], second[:MOST_SAMPLES]
     z = torch.cat((first, second)).detach().double()
     count = first.shape[0]
     similarity = z @ z.T
@@ -49,24 +56,65 @@ def embedding_health(first: Float[Tensor, "n d"], second: Float[Tensor, "n d"]) 
     }
 
 
-def chance_level(global_batch: int) -> float:
-    """The image loss of embeddings that tell nothing: each of the 2N-1 other embeddings equally likely."""
-    return math.log(2 * global_batch - 1)
+def chance_level(relatives: Int[Tensor, " n"]) -> float:
+    """The image loss of embeddings that tell nothing: a mean of log(1 + number of negatives), 0 without any.
+
+    Samples of equal `relatives` are no negatives of each other.
+    """
+    _, kinds, sizes = torch.unique(relatives, return_inverse=True, return_counts=True)
+    negatives = 2 * (len(relatives) - sizes[kinds]).double()
+    negatives = negatives[negatives > 0]
+    return float(negatives.log1p().mean()) if len(negatives) else 0.0
 
 
-def chance_warning(history: Sequence[tuple[int, Mapping[str, float]]], global_batch: int) -> str | None:
-    """A warning if the image loss is still at chance over the last fifth of its logged steps."""
-    losses = [metrics["loss_image"] for _, metrics in history if "loss_image" in metrics]
-    if not losses:
-        return None
-    last = losses[-max(1, round(len(losses) * _LAST_SHARE)) :]
-    mean, chance = sum(last) / len(last), chance_level(global_batch)
-    if mean < _AT_CHANCE * chance:
-        return None
-    return (
-        f"the image loss stayed at {mean:.3f}, chance is {chance:.3f}: the embeddings tell no samples apart; "
-        "try more encoder.steps, another encoder.learning_rate or a lower objective.temperature"
-    )
+def findings(history: Sequence[tuple[int, Mapping[str, float]]], config: PretrainConfig) -> dict[str, str]:
+    """What is wrong with the embeddings at the end of a history of logged steps, by kind of fault.
+
+    Judged by means over the last logged steps of the encoder stage: a fifth of all it will have, 5 at least,
+    none of the warm-up. A history with fewer of them has no findings.
+    """
+    stage = config.encoder
+    window = max(_LEAST_WINDOW, round(_LAST_SHARE * stage.steps / config.log_every_steps))
+    last = [entry for entry in history[-window:] if "loss_image" in entry[1]]
+    if len(last) < window or last[0][0] <= stage.warmup_steps:
+        return {}
+
+    def mean(key: str) -> float:
+        return sum(metrics[key] for _, metrics in last) / window
+
+    found, steps = {}, f"steps {last[0][0]} to {last[-1][0]}"
+    rank, std = mean("effective_rank"), mean("embedding_std")
+    if rank < _LEAST_RANK:
+        found["rank"] = (
+            f"{steps}: the embeddings have collapsed: their effective rank is {rank:.2f}, of "
+            f"{config.objective.projection_size} at most; {_REMEDY}"
+        )
+    if std < _LEAST_STD:
+        found["std"] = (
+            f"{steps}: the embeddings have collapsed: their standard deviation is {std:.3f}, it is 1 where "
+            f"they are spread evenly; {_REMEDY}"
+        )
+    loss, chance = mean("loss_image"), mean("image_chance")
+    if loss >= _AT_CHANCE * chance:
+        found["chance"] = (
+            f"{steps}: the image loss stayed at {loss:.3f}, chance is {chance:.3f}: the embeddings tell no "
+            "samples apart; try more encoder.steps, another encoder.learning_rate or a lower "
+            "objective.temperature"
+        )
+    return found
+
+
+_REMEDY = "try a lower encoder.learning_rate, a larger global_batch or more than one task in it"
+
+
+def health_warnings(
+    history: Sequence[tuple[int, Mapping[str, float]]], config: PretrainConfig
+) -> dict[str, str]:
+    """The first finding of each kind over the course of a history."""
+    first: dict[str, str] = {}
+    for stop in range(1, len(history) + 1):
+        first = findings(history[:stop], config) | first
+    return first
 
 
 def finite_samples(values: Sequence[Tensor], count: int) -> Bool[Tensor, " count"]:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import nn
@@ -27,9 +27,11 @@ from hssl_dist.sampling.loader import Batch, PretrainingLoader
 from hssl_dist.sampling.schedule import Schedule
 from hssl_dist.training.callbacks import Callbacks
 from hssl_dist.training.checkpoint import Checkpoint, CheckpointStore
-from hssl_dist.training.health import embedding_health, finite_samples
-from hssl_dist.training.objective import Samples, StepLoss, accuracies, step_loss, unit_embeddings
+from hssl_dist.training.health import findings, finite_samples, health_warnings
+from hssl_dist.training.monitoring import monitored
+from hssl_dist.training.objective import Samples
 from hssl_dist.training.optimiser import Optimiser, learning_rate_at
+from hssl_dist.training.step import StepLoss, backward, finite_outputs
 from hssl_dist.training.trajectory import check_same, trajectory
 
 if TYPE_CHECKING:
@@ -132,6 +134,7 @@ class _Loop:
         self.step = 0
         self.stage_ends = {last for _, last in stage_steps(config).values()}
         self.history: History = []
+        self.warned: set[str] = set()
         self.since_log, self.since_checkpoint = _Interval(), _Interval()
 
     # ------------------------------------------------------------------------------------------- saved state
@@ -146,6 +149,7 @@ class _Loop:
         load_state(self.network, saved.model)
         self.step = saved.step
         self.history = [(step, metrics) for step, metrics in saved.state["history"]]
+        self.warned = set(health_warnings(self.history, self.config))
         self.optimiser_state = saved.optimizer
 
     def save(self, stage: Stage, optimiser: Optimiser) -> None:
@@ -206,20 +210,14 @@ class _Loop:
         clip_norm: float,
     ) -> bool:
         """One optimiser step. Returns whether any rank was asked to stop."""
-        samples = Samples(
-            regions=batch.regions.to(self.device, non_blocking=True),
-            tasks=batch.tasks.to(self.device),
-            groups=batch.groups.to(self.device),
-            seeds=batch.seeds,
-        )
-        loss = step_loss(stage, samples, wrapped, self.network.temperature, self.config, self.dtype)
+        samples = self._samples(batch)
         optimiser.zero_grad()
-        loss.total.backward()  # type: ignore[no-untyped-call]
+        loss = backward(stage, samples, self.network, wrapped, self.config)
         norm = optimiser.clip(clip_norm)
         metrics = {"loss": loss.total, **{f"loss_{name}": term for name, term in loss.terms.items()}}
         values, stop, finite = self._agree({**metrics, "gradient_norm": norm})
         if not finite:
-            self._refuse(batch, samples, loss, values)
+            self._refuse(stage, batch, samples, values)
         optimiser.step(rate)
         self.step += 1
         for interval in (self.since_log, self.since_checkpoint):
@@ -227,10 +225,23 @@ class _Loop:
             interval.loss += values["loss"]
             interval.wait_s += batch.wait_s
         if self.step % self.config.log_every_steps == 0 or self.step in self.stage_ends:
-            self._log({**values, "learning_rate": rate}, loss)
+            self._log({**values, "learning_rate": rate}, loss, samples)
         if collectives.rank() == 0:
             self.callbacks.on_step(self.step)
         return stop
+
+    def _samples(self, batch: Batch) -> Samples:
+        """The batch as the objective wants it; regions stay where they are until a micro-batch needs them."""
+        numbers = torch.tensor(batch.indices)
+        relatives = {"none": numbers, "case": batch.cases, "patient": batch.patients}
+        return Samples(
+            regions=batch.regions,
+            tasks=batch.tasks.to(self.device),
+            groups=batch.groups.to(self.device),
+            numbers=numbers.to(self.device),
+            relatives=relatives[self.config.objective.exclude_false_negatives].to(self.device),
+            seeds=batch.seeds,
+        )
 
     def _agree(self, metrics: Mapping[str, torch.Tensor]) -> tuple[dict[str, float], bool, bool]:
         """Means over ranks, whether any rank was asked to stop, and whether all values are finite."""
@@ -241,13 +252,14 @@ class _Loop:
         finite = bool(torch.isfinite(total).all())
         return dict(zip(metrics, means, strict=True)), bool(total[-1] > 0), finite
 
-    def _refuse(self, batch: Batch, samples: Samples, loss: StepLoss, values: Mapping[str, float]) -> None:
+    def _refuse(self, stage: Stage, batch: Batch, samples: Samples, values: Mapping[str, float]) -> NoReturn:
         """Raise NonFiniteError on all ranks, naming the samples: bad regions, else bad outputs, else all."""
-        count = len(batch.indices)
-        indices = torch.tensor(batch.indices, device=self.device)
-        for tensors in ([samples.regions], loss.outputs, []):
-            bad = ~finite_samples(tensors, count) if tensors else torch.ones(count, dtype=torch.bool)
-            found = collectives.gather_rows(indices[bad.to(self.device)]).rows.tolist()
+        for finite in (
+            finite_samples([samples.regions], len(batch.indices)),
+            finite_outputs(stage, samples, self.network, self.config),
+            torch.zeros(len(batch.indices), dtype=torch.bool),
+        ):
+            found = collectives.gather_rows(samples.numbers[~finite.to(self.device)]).rows.tolist()
             if found:
                 break
         records = [self.schedule.draw(batch.step, index).record for index in sorted(found)]
@@ -262,15 +274,11 @@ class _Loop:
 
     # ------------------------------------------------------------------------------------------------ metrics
 
-    def _log(self, values: dict[str, float], loss: StepLoss) -> None:
+    def _log(self, values: dict[str, float], loss: StepLoss, samples: Samples) -> None:
         """Complete the metrics of this step and report them; all ranks take part."""
-        metrics = {**values, **{f"{level}_accuracy": share for level, share in accuracies(loss).items()}}
-        embeddings = unit_embeddings(loss)
-        if embeddings is not None:
+        metrics = {**values, **monitored(loss, samples, self.config.objective)}
+        if "image" in loss.terms:
             metrics["temperature"] = float(self.network.temperature.detach())
-            first, second = (collectives.gather_rows(embedding).rows for embedding in embeddings)
-            if collectives.rank() == 0:
-                metrics |= embedding_health(first, second)
         elapsed_s = max(time.monotonic() - self.since_log.start_s, 1e-9)
         metrics["samples_per_s"] = self.config.global_batch * self.since_log.steps / elapsed_s
         metrics["data_wait_share"] = self.since_log.wait_s / elapsed_s
@@ -278,6 +286,10 @@ class _Loop:
         if collectives.rank() == 0:
             self.history.append((self.step, metrics))
             self.callbacks.on_metrics(self.step, metrics)
+            found = findings(self.history, self.config)
+            for kind in sorted(found.keys() - self.warned):
+                self.warned.add(kind)
+                self.callbacks.on_warning(self.step, found[kind])
 
 
 def _new_network(config: PretrainConfig, schedule: Schedule) -> PretrainingNetwork:

@@ -17,12 +17,17 @@ import torch.distributed as dist
 
 
 def run_ranks(
-    function: Callable[..., Any], world_size: int, *args: Any, timeout_s: float = 120.0
+    function: Callable[..., Any],
+    world_size: int,
+    *args: Any,
+    timeout_s: float = 120.0,
+    deadline_s: float | None = None,
 ) -> list[Any]:
     """What `function(*args)` returns on each rank of a new process group, in rank order.
 
     `function` is one of a module's top level; arguments and results are pickled. AssertionError with the
-    rank's traceback if one raises or dies, TimeoutError after `timeout_s`; no process outlives the call.
+    rank's traceback if one raises or dies, TimeoutError after `timeout_s`; no process outlives the call. A
+    collective waits `deadline_s`, by default as long.
     """
     context = get_context("spawn")
     deadline = time.monotonic() + timeout_s
@@ -34,7 +39,15 @@ def run_ranks(
                 reader, writer = context.Pipe(duplex=False)
                 process = context.Process(
                     target=_rank_main,
-                    args=(function, args, rank, world_size, Path(folder) / "init", timeout_s, writer),
+                    args=(
+                        function,
+                        args,
+                        rank,
+                        world_size,
+                        Path(folder) / "init",
+                        deadline_s or timeout_s,
+                        writer,
+                    ),
                     daemon=True,
                 )
                 process.start()
@@ -75,7 +88,7 @@ def _rank_main(
     rank: int,
     world_size: int,
     init_file: Path,
-    timeout_s: float,
+    deadline_s: float,
     writer: Connection,
 ) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
@@ -86,7 +99,7 @@ def _rank_main(
             init_method=f"file://{init_file}",
             rank=rank,
             world_size=world_size,
-            timeout=timedelta(seconds=timeout_s),
+            timeout=timedelta(seconds=deadline_s),
         )
         answer = ("done", function(*args))
     except Exception:  # noqa: BLE001  (its text goes to the parent)

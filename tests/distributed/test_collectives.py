@@ -61,6 +61,23 @@ def test_barrier_names_the_missing_rank() -> None:
     assert message.endswith("; look at their logs")
 
 
+def gather_too_late() -> str:
+    if collectives.rank() == 1:
+        time.sleep(6)
+        return ""
+    with pytest.raises(TrainingError) as caught:
+        collectives.gather_rows(torch.ones(2, 3))
+    return str(caught.value)
+
+
+def test_a_collective_keeps_the_groups_deadline() -> None:
+    start = time.monotonic()
+    message, _ = run_ranks(gather_too_late, 2, timeout_s=40, deadline_s=2)
+    assert message.startswith("rank 0 of 2 failed at gathering sizes with the other ranks: ")
+    assert message.endswith("; look at their logs")
+    assert time.monotonic() - start < 40
+
+
 def test_one_process_needs_no_group() -> None:
     rows = torch.arange(6.0).reshape(3, 2).requires_grad_()
     assert (collectives.rank(), collectives.world_size(), collectives.is_distributed()) == (0, 1, False)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from hssl_dist import collectives
-from hssl_dist.losses.dense import dense_contrast
+from hssl_dist.errors import ConfigError, TrainingError
+from hssl_dist.losses.dense import dense_contrast, dense_contrast_across
 from hssl_dist.losses.hierarchy import accuracy, classification
 from hssl_dist.losses.nt_xent import nt_xent
 from hssl_dist.losses.restoration import restoration
@@ -19,7 +20,7 @@ from hssl_dist.losses.scaling import global_value
 from tests.distributed.ranks import run_ranks
 
 SAMPLES, POINTS, FEATURES = 12, 6, 5
-SPLITS = ((12,), (6, 6), (9, 3), (4, 4, 4), (7, 4, 1), (8, 4, 0))
+SPLITS = ((12,), (6, 6), (9, 3), (4, 4, 4), (7, 4, 1), (8, 4, 0), (3, 3, 3, 3), (6, 1, 0, 5))
 BOUNDS = {torch.float64: 1e-12, torch.float32: 1e-6}
 
 Batch = dict[str, Tensor]
@@ -38,6 +39,8 @@ def make_batch() -> Batch:
     return {
         "first": first,
         "second": first + 0.5 * noise(SAMPLES, FEATURES),
+        "groups": torch.randint(-2, 2, (SAMPLES,), generator=generator),
+        "regions": torch.arange(SAMPLES),
         "targets": torch.randint(0, 3, (SAMPLES,), generator=generator),
         "first_points": first_points,
         "second_points": first_points + 0.5 * noise(SAMPLES, POINTS, FEATURES),
@@ -67,12 +70,37 @@ def image_level_reference(net: nn.Module, temperature: Tensor, batch: Batch) -> 
     return F.cross_entropy(logits, torch.arange(2 * n).roll(n))
 
 
+def image_level_of_groups(net: nn.Module, temperature: Tensor, batch: Batch) -> Tensor:
+    first, second = in_one_pass(net, batch["first"], batch["second"])
+    return nt_xent(first, second, temperature, groups=batch["groups"], tile=5)
+
+
+def image_level_of_groups_reference(net: nn.Module, temperature: Tensor, batch: Batch) -> Tensor:
+    first, second = net(batch["first"]), net(batch["second"])
+    n = len(first)
+    rows = F.normalize(torch.cat((first, second)), dim=1)
+    alike = (batch["groups"][:, None] == batch["groups"]).repeat(2, 2)
+    positive = torch.arange(2 * n).roll(n)
+    alike[torch.arange(2 * n), positive] = False
+    return F.cross_entropy((rows @ rows.T / temperature).masked_fill(alike, -torch.inf), positive)
+
+
 def task_level(net: nn.Module, temperature: Tensor, batch: Batch) -> Tensor:
     return classification(net(batch["first"]) / temperature, batch["targets"])
 
 
 def task_level_reference(net: nn.Module, temperature: Tensor, batch: Batch) -> Tensor:
     return F.cross_entropy(net(batch["first"]) / temperature, batch["targets"])
+
+
+def balanced_level(net: nn.Module, temperature: Tensor, batch: Batch) -> Tensor:
+    return classification(net(batch["first"]) / temperature, batch["targets"], balanced=True)
+
+
+def balanced_level_reference(net: nn.Module, temperature: Tensor, batch: Batch) -> Tensor:
+    logits, targets = net(batch["first"]) / temperature, batch["targets"]
+    classes = [F.cross_entropy(logits[targets == c], targets[targets == c]) for c in targets.unique()]
+    return torch.stack(classes).mean()
 
 
 def correspondence(net: nn.Module, temperature: Tensor, batch: Batch) -> Tensor:
@@ -101,6 +129,33 @@ def correspondence_reference(net: nn.Module, temperature: Tensor, batch: Batch) 
     return torch.stack(terms).mean()
 
 
+def correspondence_across(net: nn.Module, temperature: Tensor, batch: Batch) -> Tensor:
+    first, second = in_one_pass(net, batch["first_points"], batch["second_points"])
+    marks = batch["coordinates"], batch["valid"], batch["regions"], batch["groups"]
+    return dense_contrast_across(first, second, *marks, temperature, distance=4.0, tile=17)
+
+
+def correspondence_across_reference(net: nn.Module, temperature: Tensor, batch: Batch) -> Tensor:
+    views = [F.normalize(net(batch[name]), dim=2) for name in ("first_points", "second_points")]
+    points = [(b, p) for b in range(len(batch["valid"])) for p in range(POINTS) if batch["valid"][b, p]]
+    terms = []
+    for b, p in points:
+        far = [
+            (c, q)
+            for c, q in points
+            if batch["groups"][c] != batch["groups"][b]
+            or (c == b and (batch["coordinates"][b, p] - batch["coordinates"][c, q]).norm() >= 4.0)
+        ]
+        if not far:
+            continue
+        own_index, other_index = (torch.tensor(index) for index in zip(*far, strict=True))
+        for own, other in (views, views[::-1]):
+            negatives = torch.cat((own[own_index, other_index], other[own_index, other_index]))
+            logits = torch.cat((other[b, p][None], negatives)) @ own[b, p] / temperature
+            terms.append(logits.logsumexp(0) - logits[0])
+    return torch.stack(terms).mean()
+
+
 def restored_voxels(net: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     restored = net(batch["first_points"]).movedim(2, 1)[..., None, None]
     return restored, batch["second_points"].movedim(2, 1)[..., None, None]
@@ -119,8 +174,11 @@ def masked_restoration_reference(net: nn.Module, temperature: Tensor, batch: Bat
 
 LOSSES: dict[str, tuple[Loss, Loss]] = {
     "image": (image_level, image_level_reference),
+    "image of groups": (image_level_of_groups, image_level_of_groups_reference),
     "task": (task_level, task_level_reference),
+    "balanced": (balanced_level, balanced_level_reference),
     "dense": (correspondence, correspondence_reference),
+    "dense across": (correspondence_across, correspondence_across_reference),
     "restoration": (masked_restoration, masked_restoration_reference),
 }
 
@@ -221,6 +279,37 @@ def test_the_reference_is_right_where_it_must_be() -> None:
     for name in LOSSES:
         found = errors(steps_of((12,))[0][name, torch.float64, "naive"], reference_of(name))
         assert max(found.values()) <= 1e-12
+
+
+def refusals_of_a_rank() -> list[str]:
+    """What a rank says of bad input that only rank 1 has; all must say the same, and at once."""
+    odd = collectives.rank() == 1
+    rows = torch.ones(2, 4)
+    inputs = {
+        "temperature": (rows, rows, -0.5 if odd else 0.5),
+        "views": (rows, rows[: 1 if odd else 2], 0.5),
+        "lengths": (*(2 * [rows[:, : 3 if odd else 4]]), 0.5),
+        "temperatures": (rows, rows, 0.25 if odd else 0.5),
+        "alone": (rows[: int(odd)], rows[: int(odd)], 0.5),
+    }
+    said = []
+    for arguments in inputs.values():
+        with pytest.raises((ConfigError, TrainingError)) as caught:
+            nt_xent(*arguments)
+        said.append(str(caught.value))
+    return said
+
+
+def test_bad_input_of_one_rank_is_refused_by_all() -> None:
+    for said in run_ranks(refusals_of_a_rank, 2, timeout_s=60):
+        assert said == [
+            "the temperature is -0.5; it must be positive: set it to 0.1, say",
+            "rank 1 has views of 2 x 4 and 1 x 4; both views of a sample need a row of the same length",
+            "rank 0 has rows of length 4, rank 1 3; start all ranks with the same config and code",
+            "rank 0 has a temperature of 0.5, rank 1 0.25; start all ranks with the same config and code",
+            "the contrastive loss got 1 regions over 2 ranks: there are no negatives; "
+            "raise global_batch to 2 or more",
+        ]
 
 
 def accuracy_of_a_rank() -> float:

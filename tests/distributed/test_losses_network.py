@@ -21,7 +21,7 @@ NETWORK = NetworkConfig(
     encoder_blocks=(1, 1),
     decoder_blocks=(1,),
 )
-OBJECTIVE = ObjectiveConfig(projection_size=5, learn_temperature=True)
+OBJECTIVE = ObjectiveConfig(projection_size=5, learn_temperature=True, depths=(0, 1))
 
 
 def new_network() -> PretrainingNetwork:
@@ -46,9 +46,13 @@ def gradients(
     output = wrapped(torch.cat((first, second)), stage)
     if stage == "encoder":
         targets = torch.tensor([0, 1, 2, 1])[own]
-        loss = nt_xent(*output.embedding.chunk(2), network.temperature)
-        loss = loss + classification(output.task_logits, targets.repeat(2))
-        loss = loss + classification(output.group_logits, (targets % 2).repeat(2))
+        loss = torch.zeros((), dtype=torch.float64)
+        for embedding, tasks, groups in zip(
+            output.embeddings, output.task_logits, output.group_logits, strict=True
+        ):
+            loss = loss + nt_xent(*embedding.chunk(2), network.temperature)
+            loss = loss + classification(tasks, targets.repeat(2))
+            loss = loss + classification(groups, (targets % 2).repeat(2))
     else:
         mask = torch.cat((first, second)) > 0.5
         loss = restoration(output.restored, torch.cat((second, first)), mask)

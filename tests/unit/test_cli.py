@@ -59,7 +59,10 @@ def test_unknown_verb(capsys: pytest.CaptureFixture[str]) -> None:
         (("--workers", "two"), "workers: input should be a valid integer, unable to parse string as an "),
         (("extra",), "unexpected argument 'extra'; values follow a flag, see --help"),
         (("--config", "none.yaml"), "config file none.yaml cannot be read: No such file or directory"),
-        (("--workers", "20"), "global_batch 32 gives 20 workers fewer than 2 regions each; use at least 40"),
+        (
+            ("--workers", "40"),
+            "global_batch 32 gives some of 40 workers no region; use at least 40, or fewer",
+        ),
     ],
 )
 def test_bad_usage_is_one_line_and_status_2(words: tuple[str, ...], line: str) -> None:

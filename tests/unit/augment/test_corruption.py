@@ -46,3 +46,13 @@ def test_a_sample_does_not_depend_on_the_rest_of_its_batch():
         assert torch.equal(mask[index], alone_mask[0])
         torch.testing.assert_close(corrupted[index], alone[0], atol=1e-6, rtol=0)
     assert not torch.equal(mask[0], mask[1])
+
+
+def test_noise_alone_is_as_strong_as_asked():
+    images = 5 + 2 * torch.randn(3, 2, 12, 24, 24)
+
+    corrupted, mask = mask_blocks(images, range(3), fraction=0.0, noise=0.5)
+
+    assert not mask.any()
+    assert abs(((corrupted - images) / 2).std() - 0.5) < 0.02
+    assert torch.equal(mask_blocks(images, range(3), 0.0, noise=0.0)[0], images)

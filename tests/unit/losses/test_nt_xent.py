@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hssl_dist.errors import ConfigError, TrainingError
 from hssl_dist.losses.nt_xent import nt_xent
 
 
@@ -97,8 +98,64 @@ def test_length_of_an_embedding_does_not_matter() -> None:
 
 
 @pytest.mark.parametrize("n", [0, 1])
-def test_without_negatives_loss_and_gradient_are_zero(n: int) -> None:
-    inputs = views(n, 4, 0.5)
-    loss = nt_xent(*inputs, 0.1)
-    assert loss.item() == 0
-    assert all(not grad.any() for grad in torch.autograd.grad(loss, inputs))
+def test_a_batch_without_negatives_is_refused(n: int) -> None:
+    with pytest.raises(TrainingError) as caught:
+        nt_xent(*views(n, 4, 0.5), 0.1)
+    assert str(caught.value) == (
+        f"the contrastive loss got {n} regions over 1 ranks: there are no negatives; "
+        "raise global_batch to 2 or more"
+    )
+
+
+@pytest.mark.parametrize("temperature", [0.0, -0.1, torch.tensor(-0.1)])
+def test_a_temperature_that_is_not_positive_is_refused(temperature: Tensor | float) -> None:
+    with pytest.raises(ConfigError, match=r"the temperature is -?0(\.1)?; it must be positive"):
+        nt_xent(*views(3, 4, 0.5), temperature)
+
+
+@pytest.mark.parametrize("tile", [3, 100])
+def test_rows_of_one_group_are_no_negatives(tile: int) -> None:
+    groups = torch.tensor([5, -2, 5, 7, -2, 2**62])
+    temperature = torch.tensor(0.2, dtype=torch.float64, requires_grad=True)
+    inputs = (*views(6, 8, noise=0.7), temperature)
+    first, second, _ = inputs
+    rows = F.normalize(torch.cat((first, second)), dim=1)
+    logits = rows @ rows.T / temperature
+    terms = []
+    for i in range(12):
+        others = [j for j in range(12) if groups[j % 6] != groups[i % 6]]
+        positive = logits[i, (i + 6) % 12]
+        terms.append(torch.cat((positive[None], logits[i, others])).logsumexp(0) - positive)
+    expected = torch.stack(terms).mean()
+    loss = nt_xent(*inputs, groups=groups, tile=tile)
+    torch.testing.assert_close(loss, expected, rtol=1e-13, atol=0)
+    for found, wanted in zip(
+        torch.autograd.grad(loss, inputs), torch.autograd.grad(expected, inputs), strict=True
+    ):
+        torch.testing.assert_close(found, wanted, rtol=1e-11, atol=1e-14)
+
+
+def test_groups_of_one_region_change_nothing_and_one_group_leaves_nothing() -> None:
+    inputs = views(5, 8, 0.5)
+    assert torch.equal(nt_xent(*inputs, 0.1, groups=torch.arange(5)), nt_xent(*inputs, 0.1))
+    nothing = nt_xent(*inputs, 0.1, groups=torch.zeros(5, dtype=torch.int64))
+    assert nothing.item() == 0
+    assert all(not grad.any() for grad in torch.autograd.grad(nothing, inputs))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's own look
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_compiled_code_around_it_gives_the_same(backend: str) -> None:
+    weight = torch.randn(8, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    temperature = torch.tensor(0.2, dtype=torch.float64, requires_grad=True)
+    inputs = (*views(5, 8, noise=0.7), temperature)
+
+    def loss_of(first: Tensor, second: Tensor, temperature: Tensor) -> Tensor:
+        return 2 * nt_xent((first @ weight).tanh(), (second @ weight).tanh(), temperature)
+
+    loss, expected = torch.compile(loss_of, backend=backend)(*inputs), loss_of(*inputs)
+    torch.testing.assert_close(loss, expected, rtol=1e-14, atol=0)
+    for found, wanted in zip(
+        torch.autograd.grad(loss, inputs), torch.autograd.grad(expected, inputs), strict=True
+    ):
+        torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-15)

@@ -32,11 +32,11 @@ def parts(network: PretrainingNetwork) -> set[str]:
 def test_each_stage_answers_its_own_terms() -> None:
     network = build()
     encoder, decoder = network(IMAGES, "encoder"), network(IMAGES, "decoder")
-    assert encoder.embedding.shape == (2, 5)
-    assert encoder.task_logits.shape == (2, 3)
-    assert encoder.group_logits.shape == (2, 2)
+    assert [x.shape for x in encoder.embeddings] == [(2, 5)]
+    assert [x.shape for x in encoder.task_logits] == [(2, 3)]
+    assert [x.shape for x in encoder.group_logits] == [(2, 2)]
     assert encoder.dense is encoder.restored is None
-    assert decoder.embedding is decoder.task_logits is decoder.group_logits is None
+    assert decoder.embeddings == decoder.task_logits == decoder.group_logits == decoder.pooled == ()
     assert decoder.dense.shape == (2, 4, 4, 4, 4)
     assert decoder.restored.shape == IMAGES.shape
 
@@ -44,10 +44,22 @@ def test_each_stage_answers_its_own_terms() -> None:
 def test_a_term_without_weight_has_no_head() -> None:
     network = build(image_weight=0, group_weight=0, dense_weight=0)
     encoder, decoder = network(IMAGES, "encoder"), network(IMAGES, "decoder")
-    assert encoder.embedding is encoder.group_logits is decoder.dense is None
-    assert encoder.task_logits is not None
+    assert encoder.embeddings == encoder.group_logits == ()
+    assert decoder.dense is None
+    assert len(encoder.task_logits) == 1
     assert decoder.restored is not None
     assert "projector" not in parts(network)
+
+
+def test_each_depth_has_heads_of_its_own() -> None:
+    network = build(depths=(1, 0))
+    output = network(IMAGES, "encoder")
+    features = network.encoder(IMAGES)
+    for number, stage in enumerate((0, 1)):  # depth 1 is the finer one of two stages
+        assert torch.equal(output.pooled[number], pool(features[stage]))
+        assert torch.equal(output.embeddings[number], network.projector[number](output.pooled[number]))
+        assert output.task_logits[number].shape == (2, 3)
+        assert output.group_logits[number].shape == (2, 2)
 
 
 @pytest.mark.parametrize(

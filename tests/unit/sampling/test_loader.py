@@ -39,6 +39,11 @@ def test_a_batch_holds_what_the_schedule_draws(schedule, memory_reader):
             assert batch.tasks[index] == draw.task
             assert batch.groups[index] == draw.group
             assert batch.seeds[index] == schedule.seed_of(batch.step, index)
+        records = [schedule.draw(batch.step, index).record for index in range(7)]
+        for numbers, name in ((batch.cases, "id"), (batch.patients, "patient")):
+            owners = [(record.dataset, getattr(record, name)) for record in records]
+            same = torch.tensor([[one == other for other in owners] for one in owners])
+            assert torch.equal(numbers[:, None] == numbers, same)
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 7])
@@ -52,7 +57,7 @@ def test_ranks_together_see_what_one_process_sees(schedule, memory_reader, world
 
     assert sum((share.indices for share in shares), ()) == whole.indices
     assert sum((share.seeds for share in shares), ()) == whole.seeds
-    for name in ("regions", "tasks", "groups"):
+    for name in ("regions", "tasks", "groups", "cases", "patients"):
         assert torch.equal(torch.cat([getattr(share, name) for share in shares]), getattr(whole, name))
 
 

@@ -7,7 +7,14 @@ import math
 import pytest
 import torch
 
-from hssl_dist.training.health import chance_level, chance_warning, embedding_health, finite_samples
+from hssl_dist.config.pretrain import PretrainConfig, StageConfig
+from hssl_dist.training.health import (
+    chance_level,
+    embedding_health,
+    findings,
+    finite_samples,
+    health_warnings,
+)
 
 
 def test_perfect_embeddings_on_the_axes() -> None:
@@ -39,18 +46,74 @@ def test_retrieval_accuracy_counts_both_directions() -> None:
     assert embedding_health(first, second)["image_accuracy"] == 0.75
 
 
-def history(*losses: float) -> list[tuple[int, dict[str, float]]]:
-    return [(step, {"loss_image": loss}) for step, loss in enumerate(losses)]
+def history(*measures: tuple[float, float, float], every: int = 10) -> list[tuple[int, dict[str, float]]]:
+    """Logged steps with image loss, effective rank and standard deviation; chance is 3."""
+    return [
+        (
+            every * (number + 1),
+            {"loss_image": loss, "effective_rank": rank, "embedding_std": std, "image_chance": 3.0},
+        )
+        for number, (loss, rank, std) in enumerate(measures)
+    ]
+
+
+def settings(steps: int = 200, warmup_steps: int = 10) -> PretrainConfig:
+    return PretrainConfig(encoder=StageConfig(steps=steps, warmup_steps=warmup_steps))
+
+
+GOOD, CHANCE, COLLAPSED = (1.0, 20.0, 0.9), (2.99, 20.0, 0.9), (1.0, 1.2, 0.02)
+
+
+def test_chance_is_the_log_of_the_number_of_negatives_and_one() -> None:
+    assert chance_level(torch.arange(16)) == pytest.approx(math.log(31))
+    # Two of a patient have 2 negatives each of the one other, which has 4.
+    assert chance_level(torch.tensor([5, 7, 5])) == pytest.approx((2 * math.log(3) + math.log(5)) / 3)
+    assert chance_level(torch.tensor([4, 4])) == 0.0
+
+
+def test_healthy_embeddings_are_not_warned_of() -> None:
+    assert health_warnings(history(*30 * [GOOD]), settings()) == {}
 
 
 def test_a_loss_at_chance_is_warned_of() -> None:
-    chance = chance_level(16)
-    assert chance == pytest.approx(math.log(31))
-    warning = chance_warning(history(chance, chance * 1.01, chance * 0.99), 16)
-    assert warning is not None
-    assert warning.startswith("the image loss stayed at 3.400, chance is 3.434:")
-    assert chance_warning(history(chance, chance, chance / 2), 16) is None
-    assert chance_warning([(1, {"loss_dense": 9.0})], 16) is None
+    found = findings(history(GOOD, *5 * [CHANCE]), settings())
+    assert found.keys() == {"chance"}
+    said = "steps 20 to 60: the image loss stayed at 2.990, chance is 3.000: the embeddings tell no samples"
+    assert found["chance"].startswith(said)
+
+
+def test_collapse_is_warned_of_by_rank_and_by_spread() -> None:
+    found = findings(history(GOOD, *5 * [COLLAPSED]), settings())
+    assert found.keys() == {"rank", "std"}
+    assert "their effective rank is 1.20, of 128 at most" in found["rank"]
+    assert "their standard deviation is 0.020, it is 1 where they are spread evenly" in found["std"]
+
+
+@pytest.mark.parametrize(
+    ("logged", "steps", "warmup_steps"),
+    [
+        (history(*4 * [CHANCE]), 200, 0),  # too few to judge
+        (history(*5 * [CHANCE]), 200, 10),  # the first is of the warm-up
+        (history(*9 * [CHANCE]), 500, 0),  # a fifth of 50 is 10
+        ([*history(*5 * [CHANCE]), (60, {"loss_dense": 1.0})], 200, 0),  # the decoder stage
+        (history(*4 * [CHANCE], (2.5, 20.0, 0.9)), 200, 0),  # the mean is below
+    ],
+    ids=["few", "warm-up", "fifth", "decoder", "mean"],
+)
+def test_no_verdict_before_its_time(
+    logged: list[tuple[int, dict[str, float]]], steps: int, warmup_steps: int
+) -> None:
+    assert findings(logged, settings(steps, warmup_steps)) == {}
+
+
+def test_a_run_is_warned_of_each_kind_once_at_its_first_time() -> None:
+    course = history(*8 * [CHANCE], *10 * [COLLAPSED], *10 * [CHANCE])
+    found = health_warnings(course, settings())
+    assert {kind: text.partition(":")[0] for kind, text in found.items()} == {
+        "chance": "steps 20 to 60",
+        "rank": "steps 90 to 130",
+        "std": "steps 90 to 130",
+    }
 
 
 def test_samples_that_are_not_finite_are_found() -> None:

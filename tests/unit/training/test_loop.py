@@ -19,6 +19,7 @@ from hssl_dist.config.pretrain import (
 from hssl_dist.errors import CheckpointError, ConfigError, Interrupted, NonFiniteError
 from hssl_dist.networks.pretraining import build_pretraining_network
 from hssl_dist.training.checkpoint import CheckpointStore
+from hssl_dist.training.health import health_warnings
 from hssl_dist.training.loop import PretrainingResult, run_pretraining, stage_steps
 from tests.tiny_pretraining import ArrayReader, Recorder, config, manifests
 
@@ -64,7 +65,9 @@ def test_both_stages_train_their_parts_and_log_their_terms(tmp_path: Path) -> No
     assert recorder.saved == [2, 4, 6, 7]
     always = {"loss", "gradient_norm", "learning_rate", *SPEED}
     health = {"image_accuracy", "effective_rank", "embedding_std", "alignment", "uniformity", "temperature"}
+    health |= {"image_chance", "image_over_chance"}
     encoder = {"loss_image", "loss_task", "loss_group", "task_accuracy", "group_accuracy"}
+    encoder |= {"task_probe_accuracy", "group_probe_accuracy"}
     for step, metrics in recorder.metrics:
         decoder = {"loss_dense", "loss_restoration"}
         assert metrics.keys() == always | (encoder | health if step <= 4 else decoder)
@@ -175,14 +178,59 @@ def test_a_corrupt_checkpoint_is_not_resumed_from(tmp_path: Path) -> None:
         run(tmp_path, config())
 
 
-def test_a_sample_that_is_not_finite_is_named_and_nothing_is_saved(tmp_path: Path) -> None:
+@pytest.mark.parametrize("micro_batch", [None, 1, 4])
+def test_a_sample_that_is_not_finite_is_named_and_nothing_is_saved(
+    tmp_path: Path, micro_batch: int | None
+) -> None:
     recorder = Recorder()
     reader = ArrayReader(poisoned="liver/case_1")
     with pytest.raises(NonFiniteError) as caught:
-        run(tmp_path, config(), recorder, reader)
+        run(tmp_path, config(micro_batch=micro_batch), recorder, reader)
     assert "with samples of liver/case_1; the weights are as before the step" in str(caught.value)
     store = CheckpointStore(str(tmp_path))
     assert store.latest() == (max(recorder.saved) if recorder.saved else None)
+
+
+def test_a_case_that_only_the_decoder_stage_meets_is_named_too(tmp_path: Path) -> None:
+    settings = config(encoder=StageConfig(steps=0), decoder=StageConfig(steps=9), micro_batch=2)
+    with pytest.raises(
+        NonFiniteError, match=r"not finite: (?s:.*) with samples of liver/case_1; the weights"
+    ):
+        run(tmp_path, settings, reader=ArrayReader(poisoned="liver/case_1"))
+
+
+def test_collapse_is_warned_of_while_it_trains_and_once(tmp_path: Path) -> None:
+    """A temperature so high that the embeddings stay together; stopped and resumed in between."""
+    settings = config(
+        objective=ObjectiveConfig(projection_size=64, temperature=1e3),
+        encoder=StageConfig(steps=24, learning_rate=1e-6, warmup_steps=1),
+        decoder=StageConfig(steps=0),
+    )
+    before, after = Recorder(stop_at=10), Recorder()
+    with pytest.raises(Interrupted):
+        run(tmp_path, settings, before)
+    result = run(tmp_path, settings, after)
+    assert [text.partition(";")[0] for _, text in before.warnings] == [
+        "steps 2 to 6: the image loss stayed at 2.398, chance is 2.398: the embeddings tell no samples apart"
+    ]
+    assert before.warnings[0][0] == 6
+    assert after.warnings == []
+    assert list(health_warnings(result.history, settings).values()) == [before.warnings[0][1]]
+
+
+def test_each_depth_is_probed(tmp_path: Path) -> None:
+    settings = config(
+        objective=ObjectiveConfig(projection_size=8, depths=(1, 0), dense_weight=0),
+        encoder=StageConfig(steps=1),
+        decoder=StageConfig(steps=0),
+    )
+    metrics = run(tmp_path, settings).metrics
+    levels = [f"{level}{kind}_accuracy" for level in ("task", "group") for kind in ("", "_probe")]
+    assert {key for key in metrics if "accuracy" in key} == {
+        "image_accuracy",
+        *levels,
+        *(f"{level}_depth_1" for level in levels),
+    }
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,131 @@
+"""Time and peak memory of a piece of work, each measurement in a fresh process; and on what machine.
+
+A fresh process shares no allocator, no cached pages and no warm threads with the one before it. The
+memory counted is the growth of the process's peak resident set over what it held when the work began, so
+the interpreter and the libraries do not count. Linux only.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import platform
+import resource
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+MIB = 1 << 20
+RESERVE_MIB = 2048.0
+"""Memory left to the rest of the machine by every measurement."""
+
+Work = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one call of the work took."""
+
+    growth_mib: float
+    """Growth of the peak resident set during the call."""
+    cpu_s: float
+    """Processor time of all its threads, user and system."""
+    wall_s: float
+    result: Any
+
+
+@dataclass(frozen=True)
+class CannotRun:
+    """Why there is no measurement."""
+
+    reason: str
+
+
+def measure(
+    build: Callable[..., Work],
+    *arguments: Any,
+    threads: int = 1,
+    memory_limit_mib: float | None = None,
+) -> Measurement | CannotRun:
+    """Call `build(*arguments)` in a fresh process and measure one call of what it returns.
+
+    `build` is a function of a module's top level; what it does, such as a warm-up, is not measured.
+    An allocation beyond `memory_limit_mib` fails and gives CannotRun, as does the process's end: should the
+    machine run out of memory, the kernel takes this process first. Whatever else the work raises is raised.
+    """
+    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
+        try:
+            return pool.submit(_measure_here, build, arguments, threads, memory_limit_mib).result()
+        except BrokenProcessPool:
+            return CannotRun("its process was killed")
+
+
+def _measure_here(
+    build: Callable[..., Work], arguments: tuple[Any, ...], threads: int, memory_limit_mib: float | None
+) -> Measurement | CannotRun:
+    Path("/proc/self/oom_score_adj").write_text("1000")
+    torch.set_num_threads(threads)
+    work = build(*arguments)
+    gc.collect()
+    if memory_limit_mib is not None:
+        limit = int((_own_memory_mib("VmData") + memory_limit_mib) * MIB)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+    before_mib = _own_memory_mib("VmRSS")
+    start_cpu_s, start_s = time.process_time(), time.perf_counter()
+    try:
+        result = work()
+    except (MemoryError, RuntimeError) as error:
+        # torch's processor allocator raises a plain RuntimeError.
+        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
+            raise
+        return CannotRun(f"needs more than {memory_limit_mib or 0:.0f} MiB")
+    wall_s, cpu_s = time.perf_counter() - start_s, time.process_time() - start_cpu_s
+    return Measurement(_own_memory_mib("VmHWM") - before_mib, cpu_s, wall_s, result)
+
+
+def _own_memory_mib(field: str) -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == field:
+            return int(value.split()[0]) / 1024
+    raise KeyError(field)
+
+
+def wait_for_memory(needed_mib: float, timeout_s: float) -> bool:
+    """Whether the machine has so much memory free beside RESERVE_MIB, now or within `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    while psutil.virtual_memory().available / MIB < needed_mib + RESERVE_MIB:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(min(5.0, timeout_s))
+    return True
+
+
+def load_average() -> list[float]:
+    """Of the last 1, 5 and 15 minutes, with this process's own share."""
+    return [round(load, 2) for load in os.getloadavg()]
+
+
+def machine() -> dict[str, Any]:
+    """The processor, its cores, the memory and the versions that numbers depend on."""
+    models = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    return {
+        "processor": models[0] if models else platform.machine(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 1024 / MIB, 1),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
