@@ -97,7 +97,7 @@ class Plan:
             log_every_steps=5,
             sampling=SamplingConfig(patch_size=PATCH_SIZE, block_size=4, exclude_test=SPLIT),
             network=NETWORK,
-            objective=ObjectiveConfig(temperature=0.2, restoration_weight=0.2),
+            objective=ObjectiveConfig(temperature=0.2),
             encoder=StageConfig(steps=100, learning_rate=2e-3, warmup_steps=6),
             decoder=StageConfig(steps=40, learning_rate=1.5e-3, encoder_rate=0.3, warmup_steps=4),
             checkpoint=CheckpointConfig(every_steps=50),
