@@ -21,7 +21,7 @@ MOST_SAMPLES = 1024
 """Measures whose cost grows with the square look at so many samples of a batch."""
 
 _AT_CHANCE = 0.98
-_LEAST_RANK = 2.0
+_LEAST_RANK = 1.5
 _LEAST_STD = 0.05
 _LAST_SHARE = 0.2
 _LEAST_WINDOW = 5

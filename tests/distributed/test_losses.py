@@ -236,9 +236,20 @@ def steps_of_a_rank(split: tuple[int, ...]) -> dict[tuple[str, torch.dtype, str]
     return steps
 
 
+def all_steps_of_a_rank(splits: list[tuple[int, ...]]) -> list[dict[tuple[str, torch.dtype, str], Step]]:
+    return [steps_of_a_rank(split) for split in splits]
+
+
 @cache
+def all_steps_of(world_size: int) -> list[list[dict[tuple[str, torch.dtype, str], Step]]]:
+    """By rank, then by split: one process group does all splits over as many ranks."""
+    splits = [split for split in SPLITS if len(split) == world_size]
+    return run_ranks(all_steps_of_a_rank, world_size, splits)
+
+
 def steps_of(split: tuple[int, ...]) -> list[dict[tuple[str, torch.dtype, str], Step]]:
-    return run_ranks(steps_of_a_rank, len(split), split)
+    place = [other for other in SPLITS if len(other) == len(split)].index(split)
+    return [steps[place] for steps in all_steps_of(len(split))]
 
 
 @cache
