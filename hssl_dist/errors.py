@@ -10,6 +10,7 @@ HsslError
 ├── CheckpointError         a checkpoint that cannot be loaded or does not fit
 ├── TrainingError           training that must not go on
 │   └── NonFiniteError      NaN or infinity in a loss or a gradient
+├── WorkerError             a worker process that was lost
 ├── TooManyFailuresError    more cases failed than the config allows
 └── TrackingError           the tracking server or the registry refused
 Interrupted                 asked to stop, a checkpoint is saved: exit status 3
@@ -54,6 +55,10 @@ class TrainingError(HsslError):
 
 class NonFiniteError(TrainingError):
     """A loss or gradient became NaN or infinite."""
+
+
+class WorkerError(HsslError):
+    """A worker process crashed, was killed, or ran out of memory."""
 
 
 class TooManyFailuresError(HsslError):

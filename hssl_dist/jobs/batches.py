@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from hssl_dist.errors import HsslError
+from hssl_dist.errors import HsslError, WorkerError
 from hssl_dist.jobs import cluster
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def _run(
 
 def _result(reference: Any) -> Sequence[Any]:
     import ray
-    from ray.exceptions import RayTaskError
+    from ray.exceptions import RayError, RayTaskError
 
     try:
         results: Sequence[Any] = ray.get(reference)
@@ -107,4 +107,10 @@ def _result(reference: Any) -> Sequence[Any]:
         if isinstance(error.cause, HsslError):
             raise error.cause from None
         raise
+    except RayError as error:  # a worker that crashed, was killed, or ran out of memory
+        reason = str(error).strip().partition("\n")[0]
+        raise WorkerError(
+            f"a Ray worker was lost ({reason}); what is committed is kept: run it again, with a smaller "
+            "ray.num_cpus if memory is short"
+        ) from error
     return results

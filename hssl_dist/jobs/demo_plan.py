@@ -16,7 +16,13 @@ from hssl_dist.config.finetune import EvaluateConfig, FinetuneConfig, LabelsConf
 from hssl_dist.config.network import NetworkConfig
 from hssl_dist.config.parts import RayConfig, SplitConfig, StoreConfig, TrackingConfig
 from hssl_dist.config.preprocess import DatasetConfig, PreprocessConfig
-from hssl_dist.config.pretrain import CheckpointConfig, PretrainConfig, SamplingConfig, StageConfig
+from hssl_dist.config.pretrain import (
+    CheckpointConfig,
+    ObjectiveConfig,
+    PretrainConfig,
+    SamplingConfig,
+    StageConfig,
+)
 from hssl_dist.errors import ConfigError
 
 PATIENTS = 20
@@ -91,8 +97,9 @@ class Plan:
             log_every_steps=5,
             sampling=SamplingConfig(patch_size=PATCH_SIZE, block_size=4, exclude_test=SPLIT),
             network=NETWORK,
+            objective=ObjectiveConfig(temperature=0.2),
             encoder=StageConfig(steps=100, learning_rate=2e-3, warmup_steps=6),
-            decoder=StageConfig(steps=40, learning_rate=2e-3, encoder_rate=0.3, warmup_steps=4),
+            decoder=StageConfig(steps=40, learning_rate=1.5e-3, encoder_rate=0.3, warmup_steps=4),
             checkpoint=CheckpointConfig(every_steps=50),
         )
 

@@ -1,7 +1,7 @@
 """The decoder stage's terms, on the first view as it is and the second one corrupted.
 
     dense        correspondence of voxels of the two views that show the same place
-    restoration  squared error of the restored voxels
+    restoration  squared error of the restored voxels, each view at its own mean and deviation
 
 Without dense correspondence only the corrupted views go through the network; without restoration nothing is
 corrupted. Dense correspondence couples the samples only if the batch's other volumes give negatives too.
@@ -17,7 +17,7 @@ from torch import Tensor
 from hssl_dist.augment import mask_blocks, matching_points, sample_points, two_views
 from hssl_dist.config.pretrain import ObjectiveConfig, PretrainConfig
 from hssl_dist.losses.dense import contrasted_rows, dense_contrast, dense_contrast_across
-from hssl_dist.losses.restoration import restoration, restored_voxels
+from hssl_dist.losses.restoration import restoration, restoration_target, restored_voxels
 from hssl_dist.networks.pretraining import PretrainingOutput
 from hssl_dist.training.objective import Kept, Prepared, Samples, StageObjective, Terms
 
@@ -38,7 +38,7 @@ def _prepare(samples: Samples, config: PretrainConfig) -> Prepared:
         )
         if objective.restored_voxels == "all":
             mask = torch.ones_like(mask)
-        geometry |= {"target": views.second, "mask": mask}
+        geometry |= {"target": restoration_target(views.second), "mask": mask}
         counts["restoration"] = restored_voxels(views.second, mask)
     if objective.dense_weight:
         images = torch.cat((views.first, images))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import signal
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 from hssl_dist import files
 from hssl_dist.config.preprocess import DatasetConfig, PreprocessConfig
 from hssl_dist.console import Console
-from hssl_dist.errors import StoreError, TooManyFailuresError
+from hssl_dist.errors import StoreError, TooManyFailuresError, WorkerError
 from hssl_dist.imaging import restore, write_nifti
 from hssl_dist.jobs import preprocess
 from hssl_dist.jobs.batches import Workers, batched
@@ -290,3 +292,18 @@ def test_errors_of_workers_are_raised_as_they_are(configure, challenge):
         unforeseen = Case("toy", "odd", "odd", (image,), None, ("mr",))
         with pytest.raises(RuntimeError, match="case 'odd' of 'toy': TypeError"):
             list(workers.run(survey_cases, batched([(unforeseen, 1)]), {}, None))
+
+
+def die(items: tuple[str, ...]) -> list[str]:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError(items)
+
+
+def test_a_worker_that_is_killed_again_and_again_is_an_error_of_one_line(configure):
+    with ExitStack() as stack:
+        workers = Workers(configure().ray, Console(io.StringIO()), stack)
+        with pytest.raises(
+            WorkerError, match=r"^a Ray worker was lost \(.*\); what is committed is kept"
+        ) as lost:
+            list(workers.run(die, batched([("a", 1)])))
+        assert "\n" not in str(lost.value)

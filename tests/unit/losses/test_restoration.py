@@ -2,7 +2,7 @@
 
 import torch
 
-from hssl_dist.losses.restoration import restoration
+from hssl_dist.losses.restoration import restoration, restoration_target
 
 
 def test_mean_over_masked_voxels_of_all_channels() -> None:
@@ -18,3 +18,12 @@ def test_nothing_masked_costs_nothing_even_where_the_network_fails() -> None:
     loss.backward()
     assert loss.item() == 0
     assert not restored.grad.any()
+
+
+def test_the_target_knows_no_level_and_no_contrast() -> None:
+    image = torch.randn(2, 1, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    target = restoration_target(image)
+    torch.testing.assert_close(restoration_target(7 * image - 3), target)
+    torch.testing.assert_close(target.mean(dim=(2, 3, 4)), torch.zeros(2, 1))
+    torch.testing.assert_close(target.square().mean(dim=(2, 3, 4)), torch.ones(2, 1))
+    assert not restoration_target(torch.full((1, 1, 2, 2, 2), 4.0)).any()
