@@ -101,6 +101,8 @@ def _rank_main(
             world_size=world_size,
             timeout=timedelta(seconds=deadline_s),
         )
+        # All must have met before a rank that fails at once goes away, or another's connection fails first.
+        dist.barrier()
         answer = ("done", function(*args))
     except Exception:  # noqa: BLE001  (its text goes to the parent)
         answer = ("raised", traceback.format_exc())
