@@ -19,10 +19,10 @@ demo: setup
 	$(BIN)/python -m hssl_dist.demo
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -m "not slow and not gpu" --durations=10
 
 test-slow: setup
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(BIN)/python -m pytest -m "slow and not gpu" --durations=10
 
 lint: setup
 	$(BIN)/ruff check .
