@@ -37,7 +37,7 @@ def test_every_parameter_is_accounted_for(parts: tuple[str, ...]) -> None:
     assert all(torch.equal(after[name], source[name]) for name in report.loaded)
     assert all(torch.equal(after[name], before[name]) for name in report.initialised)
     assert report.initialised["heads.0.weight"] == "the source has no such parameter"
-    assert report.unused["projector.0.weight"] == "the model has no such parameter"
+    assert report.unused["projector.0.0.weight"] == "the model has no such parameter"
     if "decoder" not in parts:
         assert report.initialised["decoder.stages.0.0.conv.weight"] == "its part was not asked for"
         assert report.unused["decoder.stages.0.0.conv.weight"] == "its part was not asked for"
