@@ -109,3 +109,11 @@ def test_configs_are_shipped_for_every_job_that_needs_one() -> None:
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_every_shipped_config_loads(path: Path) -> None:
     load_config(SCHEMAS[path.parent.name], "hssl", ["--config", str(path)])
+
+
+@pytest.mark.parametrize("name", ["real-hippocampus", "real-acdc"])
+def test_scratch_has_the_network_that_is_pretrained(name: str) -> None:
+    configs = SHIPPED[0].parents[1]
+    pretrained = load("--config", str(configs / "pretrain" / "real.yaml"))
+    tuned = load_config(FinetuneConfig, "hssl", ["--config", str(configs / "finetune" / f"{name}.yaml")])
+    assert tuned.network == pretrained.network
