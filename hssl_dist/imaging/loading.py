@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Float32, Shaped, UInt8
 
 from hssl_dist.errors import InputError
-from hssl_dist.imaging.nifti import NiftiFile, NiftiHeader, read_nifti
 from hssl_dist.imaging.orientation import ras_spacing_mm, to_ras
+from hssl_dist.imaging.source import SourceHeader, SourceImage, read_source
 from hssl_dist.records import Case, Geometry, Shape, Volume
 
 GRID_TOLERANCE_VOXELS = 0.1
@@ -30,11 +30,11 @@ def load_case(case: Case, classes: dict[int, str], max_voxels: int) -> Volume:
     damaged, too large, of a type or geometry that is no 3D image, holds NaN, infinity or a single value, or
     if the label lies on another grid or holds other values. A label without any foreground is accepted.
     """
-    first = read_nifti(case.images[0], max_voxels)
+    first = read_source(case.images[0], max_voxels)
     channels = _channel_count(case, first.header, max_voxels)
     shape: Shape = to_ras(first.raw[0], first.header.affine).shape
     image = np.empty((channels, *shape), dtype=np.float32)
-    later = (read_nifti(url, max_voxels) for url in case.images[1:])
+    later = (read_source(url, max_voxels) for url in case.images[1:])
     index = 0
     for source in itertools.chain([first], later):
         if index > 0 and source.header.channels != 1:
@@ -60,7 +60,7 @@ def load_case(case: Case, classes: dict[int, str], max_voxels: int) -> Volume:
     return Volume(image, label, spacing_mm, case.modalities, geometry)
 
 
-def _channel_count(case: Case, header: NiftiHeader, max_voxels: int) -> int:
+def _channel_count(case: Case, header: SourceHeader, max_voxels: int) -> int:
     """Channels of the case, after checking that the first file fits them."""
     channels = len(case.modalities)
     expected = channels if len(case.images) == 1 else 1
@@ -73,7 +73,7 @@ def _channel_count(case: Case, header: NiftiHeader, max_voxels: int) -> int:
     return channels
 
 
-def _check_grid(source: NiftiFile, reference: NiftiFile) -> None:
+def _check_grid(source: SourceImage, reference: SourceImage) -> None:
     """Raise InputError unless both files have the same shape and, within the tolerance, the same affine."""
     shape, expected = source.header.shape, reference.header.shape
     if shape != expected:
@@ -90,7 +90,7 @@ def _check_grid(source: NiftiFile, reference: NiftiFile) -> None:
 
 
 def _scaled_slices(
-    raw: Shaped[np.ndarray, "z y x"], header: NiftiHeader
+    raw: Shaped[np.ndarray, "z y x"], header: SourceHeader
 ) -> Iterator[Shaped[np.ndarray, "y x"]]:
     """Slices of true intensities: as stored if unscaled, else float64. One slice at a time bounds memory."""
     scaled = (header.slope, header.intercept) != (1.0, 0.0)
@@ -99,7 +99,7 @@ def _scaled_slices(
 
 
 def _fill_channel(
-    channel: Float32[np.ndarray, "z y x"], raw: Shaped[np.ndarray, "k j i"], source: NiftiFile
+    channel: Float32[np.ndarray, "z y x"], raw: Shaped[np.ndarray, "k j i"], source: SourceImage
 ) -> None:
     """Write one channel's intensities, oriented, and check that they are finite and not all the same."""
     oriented = to_ras(raw, source.header.affine)
@@ -115,10 +115,10 @@ def _fill_channel(
 
 
 def _load_label(
-    url: str, image: NiftiFile, classes: dict[int, str], max_voxels: int
+    url: str, image: SourceImage, classes: dict[int, str], max_voxels: int
 ) -> UInt8[np.ndarray, "z y x"]:
     """A label as uint8, oriented like its image."""
-    source = read_nifti(url, max_voxels)
+    source = read_source(url, max_voxels)
     if source.header.channels != 1:
         raise InputError(f"{source.name}: the label has {source.header.channels} channels; 1 is needed")
     _check_grid(source, image)

@@ -11,7 +11,6 @@ import gzip
 import math
 import posixpath
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -22,6 +21,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from hssl_dist import files
 from hssl_dist.errors import InputError
+from hssl_dist.imaging.source import SourceHeader, SourceImage
 from hssl_dist.records import Shape
 
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -39,39 +39,12 @@ _MIN_VOLUME_RATIO = 1e-3
 """A voxel's volume relative to the product of its edges; below it, the axes lie in one plane."""
 
 
-@dataclass(frozen=True, slots=True)
-class NiftiHeader:
-    """What a header says: `shape` is `x y z`, `affine` maps `x y z` indices to mm (RAS)."""
-
-    shape: Shape
-    channels: int
-    dtype: np.dtype[Any]
-    slope: float
-    intercept: float
-    affine: Float64[np.ndarray, "4 4"]
-    offset_bytes: int
-
-    @property
-    def end_bytes(self) -> int:
-        """Position after the last voxel."""
-        return self.offset_bytes + self.channels * math.prod(self.shape) * self.dtype.itemsize
-
-
-@dataclass(frozen=True, slots=True)
-class NiftiFile:
-    """A header, and the voxels before `slope` and `intercept`, the file's axes `i j k` reversed."""
-
-    name: str
-    header: NiftiHeader
-    raw: Shaped[np.ndarray, "channel k j i"]
-
-
 @runtime_checkable
 class _ByteStream(Protocol):
     def read(self, size: int, /) -> bytes: ...
 
 
-def read_nifti(url: str, max_voxels: int) -> NiftiFile:
+def read_nifti(url: str, max_voxels: int) -> SourceImage:
     """Read a `.nii` or `.nii.gz` file from a path or URL.
 
     The header is checked before any voxel is read, and a gzip stream is read to its end, so its checksum is
@@ -96,28 +69,27 @@ def write_nifti(path: Path, array_xyz: Shaped[np.ndarray, "x y z *channel"], aff
     files.write(str(path), gzip.compress(data, 6, mtime=0) if path.name.endswith(".gz") else data)
 
 
-def _read(stream: _ByteStream, name: str, max_voxels: int) -> NiftiFile:
+def _read(stream: _ByteStream, name: str, max_voxels: int) -> SourceImage:
     head = stream.read(_HEAD_BYTES)
     if not head:
         raise InputError(f"{name}: the file is empty")
     zipped = head.startswith(_GZIP_MAGIC)
-    header = _parse_header(_start_of_gzip(head, name) if zipped else head, name)
+    header, offset = _parse_header(_start_of_gzip(head, name) if zipped else head, name)
     _check_size(header, name, max_voxels)
-    limit = header.end_bytes + _SLACK_BYTES
+    count = header.channels * math.prod(header.shape)
+    end = offset + count * header.dtype.itemsize
+    limit = end + _SLACK_BYTES
     # Deflate cannot grow data by more than a thousandth, so a larger file holds more than it declares.
     longest = limit + limit // 1000 if zipped else limit
     data = head + stream.read(longest + 1 - len(head)) if longest >= len(head) else head
     if zipped and len(data) <= longest:
         data = _decompress(data, limit, name)
     if len(data) > limit:
-        raise InputError(f"{name}: holds more than the {header.end_bytes} bytes its header declares")
-    if len(data) < header.end_bytes:
-        raise InputError(
-            f"{name}: truncated: holds {len(data)} of the {header.end_bytes} bytes its header declares"
-        )
-    count = header.channels * math.prod(header.shape)
-    raw = np.frombuffer(data, dtype=header.dtype, count=count, offset=header.offset_bytes)
-    return NiftiFile(name, header, raw.reshape((header.channels, *reversed(header.shape))))
+        raise InputError(f"{name}: holds more than the {end} bytes its header declares")
+    if len(data) < end:
+        raise InputError(f"{name}: truncated: holds {len(data)} of the {end} bytes its header declares")
+    raw = np.frombuffer(data, dtype=header.dtype, count=count, offset=offset)
+    return SourceImage(name, header, raw.reshape((header.channels, *reversed(header.shape))))
 
 
 def _start_of_gzip(head: bytes, name: str) -> bytes:
@@ -148,22 +120,23 @@ def _decompress(data: bytes, limit: int, name: str) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _parse_header(block: bytes, name: str) -> NiftiHeader:
+def _parse_header(block: bytes, name: str) -> tuple[SourceHeader, int]:
+    """The header, and the position of the first voxel in bytes."""
     fields = _header_fields(block, name)
     shape, channels = _dimensions(fields, name)
     slope, intercept = _scaling(fields, name)
     offset = float(fields["vox_offset"])
     if not len(fields.binaryblock) <= offset <= _MAX_OFFSET_BYTES:
         raise InputError(f"{name}: the header puts the voxels at byte {offset:g}, which cannot be")
-    return NiftiHeader(
+    header = SourceHeader(
         shape=shape,
         channels=channels,
         dtype=_dtype(fields, name),
         slope=slope,
         intercept=intercept,
         affine=_affine(fields, name),
-        offset_bytes=int(offset),
     )
+    return header, int(offset)
 
 
 def _header_fields(block: bytes, name: str) -> Any:
@@ -241,7 +214,7 @@ def _affine(fields: Any, name: str) -> Float64[np.ndarray, "4 4"]:
     return affine
 
 
-def _check_size(header: NiftiHeader, name: str, max_voxels: int) -> None:
+def _check_size(header: SourceHeader, name: str, max_voxels: int) -> None:
     voxels = header.channels * math.prod(header.shape)
     if voxels > max_voxels:
         sizes = (*header.shape, header.channels) if header.channels > 1 else header.shape
