@@ -49,6 +49,12 @@ class Reader(Protocol):
         """`region` of every pair, in order, with all reads in flight at once where the backend can."""
         ...
 
+    def fill(
+        self, pairs: Sequence[tuple[CaseRecord, Region]], out: Float32[np.ndarray, "pair z y x"]
+    ) -> None:
+        """Write the region of every pair, all of one shape, into the rows of `out`; see `regions`."""
+        ...
+
 
 class Backend(Protocol):
     """One way to read arrays of a store."""
@@ -123,6 +129,13 @@ class StoreReader:
         """See `Reader`."""
         started = [self._start_region(record, region) for record, region in pairs]
         return [pending() for pending in started]
+
+    def fill(
+        self, pairs: Sequence[tuple[CaseRecord, Region]], out: Float32[np.ndarray, "pair z y x"]
+    ) -> None:
+        """See `Reader`."""
+        for row, values in zip(out, self.regions(pairs), strict=True):
+            row[...] = values
 
     def _start_region(self, record: CaseRecord, region: Region) -> Callable[[], Float32[np.ndarray, "z y x"]]:
         background = np.float32(record.intensities[region.channel].background)
