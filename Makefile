@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+S3 := $(VENV)/s3
 
 .PHONY: setup demo test test-slow lint format clean
 
-setup: $(VENV)/.ready
+setup: $(VENV)/.ready $(S3)/.ready
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -13,6 +14,12 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps dynamic-network-architectures \
 		lightly open_clip_torch pytorch-metric-learning tqdm
+	touch $@
+
+# The tests' S3 server; its pins have nothing to do with ours.
+$(S3)/.ready: tests/s3/constraints.txt | $(VENV)/.ready
+	$(PYTHON) -m venv $(S3)
+	$(S3)/bin/pip install --quiet --constraint tests/s3/constraints.txt swift
 	touch $@
 
 demo: setup

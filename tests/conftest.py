@@ -1,0 +1,53 @@
+"""What tests of all folders share: the S3 server."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.s3.server import S3Server
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever uses the server bears the marker `s3`."""
+    for item in items:
+        if "s3_server" in getattr(item, "fixturenames", ()):
+            item.add_marker("s3")
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """The session's S3 server; it sets no variables. Give `s3_server.environment` to processes you start."""
+    with S3Server(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture
+def s3_environment(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    """The server, and its variables in this process's environment for the time of a test."""
+    for key, value in s3_server.environment.items():
+        monkeypatch.setenv(key, value)
+    _forget_clients()
+    yield s3_server
+    _forget_clients()
+
+
+@pytest.fixture
+def s3_bucket(s3_environment: S3Server) -> str:
+    """The URL of a bucket of the test's own, `s3://name`; the environment leads to it."""
+    name = f"test-{secrets.token_hex(6)}"
+    s3_environment.client().create_bucket(Bucket=name)
+    return f"s3://{name}"
+
+
+def _forget_clients() -> None:
+    """fsspec keeps clients that were made with an earlier test's variables."""
+    if "s3fs" in sys.modules:
+        sys.modules["s3fs"].S3FileSystem.clear_instance_cache()
