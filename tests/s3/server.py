@@ -1,7 +1,7 @@
 """A real S3 server for the tests: OpenStack Swift with `s3api`, as processes of its own on loopback.
 
 Everything is below one folder. Account, container, object and proxy server (and memcached, where the machine
-has it) are started and ended here, by their recorded pids; Swift's also end when their parent is killed.
+has it) are started and ended here, by their recorded pids; they also end when their parent is killed.
 Swift lives in an environment of its own, `.venv/s3`, made by `make setup`.
 """
 
@@ -234,16 +234,17 @@ class S3Server:
         ports = dict(zip(names, _free_ports(len(names)), strict=True))
         self._configure(ports)
         rings = [f"{kind}={ports[kind]}" for kind in _BACKENDS]
-        made = self._swift("rings", str(self.folder), *rings)
+        made = self._spawn("rings", "rings", str(self.folder), *rings)
         if made.wait(_START_TIMEOUT_S) != 0:
             raise RuntimeError(f"the rings could not be made: {self._log('rings')}")
+        pid = str(os.getpid())
         if memcached:
             arguments = ["-l", "127.0.0.1", "-p", str(ports["memcached"]), "-U", "0", "-m", "32"]
             user = ["-u", "root"] if os.getuid() == 0 else []
-            self._processes["memcached"] = self._spawn("memcached", [memcached, *arguments, *user])
+            self._processes["memcached"] = self._spawn("memcached", "run", pid, memcached, *arguments, *user)
         for kind in (*_BACKENDS, "proxy"):
             config = str(self.folder / f"{kind}.conf")
-            self._processes[kind] = self._swift("serve", kind, config, str(os.getpid()))
+            self._processes[kind] = self._spawn(kind, "serve", pid, kind, config)
         self.endpoint = f"http://127.0.0.1:{ports['proxy']}"
         self._wait(ports)
 
@@ -274,18 +275,13 @@ class S3Server:
                 raise RuntimeError(f"{waiting[0]} does not answer: {self._log(waiting[0])}")
             time.sleep(0.05)
 
-    def _swift(self, command: str, *arguments: str) -> subprocess.Popen[bytes]:
-        name = arguments[0] if command == "serve" else command
-        return self._spawn(
-            name, [str(_ENVIRONMENT / "bin" / "python"), str(_SWIFT_SIDE), command, *arguments]
-        )
-
-    def _spawn(self, name: str, command: list[str]) -> subprocess.Popen[bytes]:
+    def _spawn(self, name: str, *words: str) -> subprocess.Popen[bytes]:
+        """A command of `swift_side`, its output in `name.log`."""
         kept = {key: os.environ[key] for key in ("PATH", "HOME", "LANG", "TMPDIR") if key in os.environ}
         environment = {**kept, "PYTHONPATH": str(_SWIFT_SIDE.parent), "PYTHONWARNINGS": "ignore"}
         with (self.folder / f"{name}.log").open("ab") as log:
             return subprocess.Popen(
-                command,
+                [str(_ENVIRONMENT / "bin" / "python"), str(_SWIFT_SIDE), *words],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

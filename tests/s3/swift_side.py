@@ -1,7 +1,8 @@
 """What runs in the S3 server's own environment (`.venv/s3`): its rings, its processes, three WSGI filters.
 
 `python swift_side.py rings FOLDER account=PORT container=PORT object=PORT` writes the three ring files;
-`python swift_side.py serve KIND CONFIG PARENT_PID` is one server process, which ends with its parent.
+`python swift_side.py serve PARENT_PID KIND CONFIG` is one server process, and
+`python swift_side.py run PARENT_PID COMMAND...` any other; both end with their parent.
 """
 
 from __future__ import annotations
@@ -40,11 +41,15 @@ def write_rings(folder: str, ports: dict[str, int]) -> None:
         builder.get_ring().save(f"{folder}/{kind}.ring.gz")
 
 
-def serve(kind: str, config: str, parent: int) -> None:
-    """Run one server in this process until it is signalled or its parent is gone."""
+def end_with(parent: int) -> None:
+    """Let the kernel end this process, and what it may become by exec, when its parent ends."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
-        return
+        sys.exit("the parent has ended already")
+
+
+def serve(kind: str, config: str) -> None:
+    """Run one of Swift's servers in this process until it is signalled."""
     sys.argv = [f"swift-{kind}-server", config, "--verbose"]
     importlib.import_module(f"swift.{_MODULES[kind]}.server").main()
 
@@ -117,12 +122,17 @@ def admit_unsigned(global_conf: dict[str, str], **conf: str) -> Callable[[Applic
 
 
 def main(words: list[str]) -> None:
-    """The two commands of the module's docstring."""
-    if words[0] == "rings":
-        pairs = (word.split("=") for word in words[2:])
-        write_rings(words[1], {kind: int(port) for kind, port in pairs})
+    """The commands of the module's docstring."""
+    command, *rest = words
+    if command == "rings":
+        pairs = (word.split("=") for word in rest[1:])
+        write_rings(rest[0], {kind: int(port) for kind, port in pairs})
+        return
+    end_with(int(rest[0]))
+    if command == "serve":
+        serve(rest[1], rest[2])
     else:
-        serve(words[1], words[2], int(words[3]))
+        os.execv(rest[1], rest[1:])
 
 
 if __name__ == "__main__":
