@@ -6,9 +6,11 @@ once a config is resolved, so every process sees the same file. fsspec is import
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import posixpath
+import stat
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -86,8 +88,12 @@ def read(url: str) -> bytes:
 
 
 def open_read(url: str) -> IO[bytes]:
-    """A file opened for reading bytes."""
+    """A file opened for reading bytes. Raises OSError, also for pipes and devices, which may never end."""
     fs, path = filesystem(url)
+    if is_local(url):
+        mode = Path(path).stat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise OSError(errno.EINVAL, "it is a pipe or a device", url)
     stream: IO[bytes] = fs.open(path, "rb")
     return stream
 

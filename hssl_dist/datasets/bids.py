@@ -54,7 +54,14 @@ def find_bids(config: DatasetConfig, root: str) -> Contents:
         )
         for image in images
     ]
-    return Contents(tuple(cases), config.classes, (_modality(config, contrasts),))
+    used = {case.label for case in cases}
+    unused = [mask.url for found in chosen.values() for mask in found if mask.url not in used]
+    return Contents(
+        cases=tuple(cases),
+        classes=config.classes,
+        channels=(_modality(config, contrasts),),
+        unused=tuple(files.relative(url, root) for url in sorted(unused)),
+    )
 
 
 def _scan(root: str) -> tuple[list[_File], dict[str, list[_File]]]:

@@ -24,12 +24,16 @@ Description = TypeVar("Description", bound=BaseModel)
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """The cases of a dataset sorted by id, the names of its label values, and `ct` or `mr` per channel."""
+    """The cases of a dataset sorted by id, the names of its label values, and `ct` or `mr` per channel.
+
+    `unused` are the files among the images and labels that belong to no case.
+    """
 
     name: str
     cases: tuple[Case, ...]
     classes: dict[int, str]
     modalities: tuple[str, ...]
+    unused: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +49,14 @@ class FoundCase:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """All a layout finds: cases, label values without the background (the config's, if it has any), and each
-    channel's own name.
+    """All a layout finds: cases, label values without the background (the config's, if it has any), each
+    channel's own name, and the files that no case uses though they lie where images and labels do.
     """
 
     cases: tuple[FoundCase, ...]
     classes: dict[int, str]
     channels: tuple[str, ...]
+    unused: tuple[str, ...] = ()
 
 
 def stem(name: str) -> str | None:
@@ -74,6 +79,17 @@ def volumes(folder: str) -> dict[str, str]:
     return found
 
 
+def unused_files(root: str, folders: Iterable[str], cases: Iterable[FoundCase]) -> tuple[str, ...]:
+    """What lies directly in these folders below `root` and belongs to no case, hidden files aside."""
+    used = {url for case in cases for url in (*case.images, case.label)}
+    urls = (files.join(root, folder, name) for folder in folders for name in _visible(root, folder))
+    return tuple(files.relative(url, root) for url in urls if url not in used)
+
+
+def _visible(root: str, folder: str) -> list[str]:
+    return [name for name in files.listing(files.join(root, folder)) if not name.startswith(".")]
+
+
 def below(root: str, path: str) -> str:
     """The URL of a path that a description gives relative to `root`; it must not lead out of it."""
     plain = PurePosixPath(path.replace("\\", "/"))
@@ -90,6 +106,8 @@ def read_description(url: str, kind: type[Description]) -> Description:
         return kind.model_validate_json(files.read(url))
     except FileNotFoundError:
         raise MissingError(f"there is no {url}; the layout needs it") from None
+    except OSError as error:
+        raise ConfigError(f"{url} cannot be read: {error.strerror or error}") from None
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         place = ".".join(str(part) for part in first["loc"])

@@ -24,6 +24,8 @@ LAYOUTS: dict[str, Callable[[DatasetConfig, str], Contents]] = {
     "folder": find_folder,
 }
 
+_LONGEST_ID = 120
+
 MAX_LABEL = 255
 """Labels are stored as uint8."""
 
@@ -40,6 +42,8 @@ def discover(config: DatasetConfig, source_root: str) -> Dataset:
     contents = LAYOUTS[config.layout](config, root)
     if not contents.cases:
         raise MissingError(f"dataset {config.name!r}: no case in {root}; is its layout `{config.layout}`?")
+    if not contents.channels:
+        raise ConfigError(f"dataset {config.name!r}: its description names no channel; name each")
     modalities = tuple(_modality(config, channel) for channel in contents.channels)
     classes = dict(sorted(contents.classes.items()))
     _check_classes(config, contents, classes)
@@ -53,22 +57,28 @@ def discover(config: DatasetConfig, source_root: str) -> Dataset:
                 f"are both case {case.id!r}; rename one"
             )
         cases[case.id] = case
-    return Dataset(config.name, tuple(cases[key] for key in sorted(cases)), classes, modalities)
+    ordered = tuple(cases[key] for key in sorted(cases))
+    return Dataset(config.name, ordered, classes, modalities, contents.unused)
 
 
 def case_id(name: str) -> str:
     """A name as a safe path segment: letters, digits, `.`, `_` and `-`, starting with a letter or digit.
 
     A name that is safe stays as it is. Accents are dropped, other characters become `-`; where letters of
-    another script are lost, a short hash of the name keeps such names apart.
+    another script are lost, or the name is too long for a file's, a short hash of it keeps such names apart.
     """
     ascii_name = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
     safe = re.sub(r"[^A-Za-z0-9._-]+", "-", ascii_name).lstrip("._-").rstrip("-")
     lost = any(unicodedata.category(char)[0] == "L" and not _has_ascii(char) for char in name)
-    if lost or not safe:
+    if lost or not safe or len(safe) > _LONGEST_ID:
         digest = hashlib.sha256(name.encode()).hexdigest()[:8]
-        return f"{safe}-{digest}" if safe else f"case-{digest}"
+        return f"{safe[:_LONGEST_ID]}-{digest}" if safe else f"case-{digest}"
     return safe
+
+
+def _is_unicode(name: str) -> bool:
+    """False for names whose bytes are of another encoding: they cannot be written into a record."""
+    return not any(unicodedata.category(char) == "Cs" for char in name)
 
 
 def _has_ascii(char: str) -> bool:
@@ -76,6 +86,9 @@ def _has_ascii(char: str) -> bool:
 
 
 def _case(config: DatasetConfig, found: FoundCase, modalities: tuple[str, ...]) -> Case:
+    for url in (*found.images, found.label or ""):
+        if not _is_unicode(url):
+            raise ConfigError(f"dataset {config.name!r}: the name of {url!a} is not UTF-8; rename it")
     identity = case_id(found.name)
     patient = found.patient or identity
     if config.patient_pattern is not None:

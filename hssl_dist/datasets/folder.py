@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from hssl_dist import files
 from hssl_dist.config.preprocess import DatasetConfig
-from hssl_dist.datasets.contract import Contents, FoundCase, volumes
+from hssl_dist.datasets.contract import Contents, FoundCase, unused_files, volumes
 from hssl_dist.errors import ConfigError, MissingError
 
 
@@ -27,4 +27,5 @@ def find_folder(config: DatasetConfig, root: str) -> Contents:
         FoundCase(name, (images.get(name, files.join(folder, f"{name}.nii.gz")),), labels.get(name))
         for name in sorted({*images, *labels})
     ]
-    return Contents(tuple(cases), config.classes, (config.modality,))
+    unused = unused_files(root, (config.images, config.labels), cases)
+    return Contents(tuple(cases), config.classes, (config.modality,), unused)

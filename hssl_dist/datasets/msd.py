@@ -10,7 +10,14 @@ from pydantic import BaseModel
 
 from hssl_dist import files
 from hssl_dist.config.preprocess import DatasetConfig
-from hssl_dist.datasets.contract import Contents, FoundCase, below, read_description, stem
+from hssl_dist.datasets.contract import (
+    Contents,
+    FoundCase,
+    below,
+    read_description,
+    stem,
+    unused_files,
+)
 from hssl_dist.errors import ConfigError
 from hssl_dist.records import SplitName
 
@@ -30,14 +37,16 @@ class _Description(BaseModel):
 def find_msd(config: DatasetConfig, root: str) -> Contents:
     """The cases that `dataset.json` lists."""
     description = read_description(files.join(root, "dataset.json"), _Description)
-    cases = [_found(root, entry, "train") for entry in description.training]
+    listed = [_found(root, entry, "train") for entry in description.training]
     if files.is_folder(files.join(root, "imagesTs")):
         tests = [_Entry(image=entry) if isinstance(entry, str) else entry for entry in description.test]
-        cases += [_found(root, entry, "test") for entry in tests]
+        listed += [_found(root, entry, "test") for entry in tests]
+    cases = tuple(case for case in listed if case is not None)
     return Contents(
-        cases=tuple(case for case in cases if case is not None),
+        cases=cases,
         classes=config.classes or {value: name for value, name in description.labels.items() if value != 0},
         channels=tuple(name for _, name in sorted(description.modality.items())),
+        unused=unused_files(root, ("imagesTr", "labelsTr", "imagesTs"), cases),
     )
 
 

@@ -14,7 +14,14 @@ from pydantic import AliasChoices, BaseModel, Field
 
 from hssl_dist import files
 from hssl_dist.config.preprocess import DatasetConfig
-from hssl_dist.datasets.contract import NIFTI_ENDINGS, Contents, FoundCase, read_description, volumes
+from hssl_dist.datasets.contract import (
+    NIFTI_ENDINGS,
+    Contents,
+    FoundCase,
+    read_description,
+    unused_files,
+    volumes,
+)
 from hssl_dist.errors import ConfigError
 from hssl_dist.records import SplitName
 
@@ -42,7 +49,11 @@ def find_nnunet(config: DatasetConfig, root: str) -> Contents:
     cases: list[FoundCase] = []
     for images, labels, split in _FOLDERS:
         cases += _cases(root, (images, labels), split, len(channels), description.file_ending)
-    return Contents(tuple(cases), config.classes or _classes(description.labels, url), channels)
+    classes = config.classes or _classes(description.labels, url)
+    unused = unused_files(
+        root, (folder for images, labels, _ in _FOLDERS for folder in (images, labels)), cases
+    )
+    return Contents(tuple(cases), classes, channels, unused)
 
 
 def _classes(labels: Mapping[str, int | list[int]], url: str) -> dict[int, str]:

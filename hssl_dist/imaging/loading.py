@@ -129,8 +129,9 @@ def _load_label(
     for plane, values in zip(label, _scaled_slices(oriented, source.header), strict=True):
         whole = _whole_numbers(values, source.name)
         undeclared |= {int(value) for value in np.unique(whole)} - declared
-        if not undeclared:
-            plane[...] = whole
+        if undeclared:
+            break
+        plane[...] = whole
     if undeclared:
         shown = ", ".join(str(value) for value in sorted(undeclared)[:5])
         names = ", ".join(str(value) for value in sorted(declared))

@@ -34,6 +34,8 @@ _SLACK_BYTES = 1 << 16
 """Padding after the last voxel that is let pass."""
 _MAX_OFFSET_BYTES = 1 << 26
 """Header extensions beyond 64 MiB are no extensions."""
+_OTHER_UNITS = {1: "metres", 3: "micrometres"}
+"""Of `xyzt_units`; 2 is the millimetre, and files that state no unit are in millimetres, too."""
 _MIN_EDGE_MM, _MAX_EDGE_MM, _MAX_ORIGIN_MM = 1e-4, 1e4, 1e6
 _MIN_VOLUME_RATIO = 1e-3
 """A voxel's volume relative to the product of its edges; below it, the axes lie in one plane."""
@@ -125,6 +127,7 @@ def _parse_header(block: bytes, name: str) -> tuple[SourceHeader, int]:
     fields = _header_fields(block, name)
     shape, channels = _dimensions(fields, name)
     slope, intercept = _scaling(fields, name)
+    _check_unit(fields, name)
     offset = float(fields["vox_offset"])
     if not len(fields.binaryblock) <= offset <= _MAX_OFFSET_BYTES:
         raise InputError(f"{name}: the header puts the voxels at byte {offset:g}, which cannot be")
@@ -173,6 +176,12 @@ def _scaling(fields: Any, name: str) -> tuple[float, float]:
     if not (math.isfinite(slope) and math.isfinite(intercept)):
         raise InputError(f"{name}: intensity scaling (scl_slope, scl_inter) is ({slope:g}, {intercept:g})")
     return (slope, intercept) if slope != 0.0 else (1.0, 0.0)  # NIfTI: slope 0 means "not scaled"
+
+
+def _check_unit(fields: Any, name: str) -> None:
+    unit = _OTHER_UNITS.get(int(fields["xyzt_units"]) & 7)
+    if unit is not None:
+        raise InputError(f"{name}: the header gives lengths in {unit}; convert it to millimetres")
 
 
 def _dtype(fields: Any, name: str) -> np.dtype[Any]:

@@ -35,12 +35,12 @@ class Quarantine:
         return True
 
     def add(self, hashed: HashedCase, key: str, reason: str) -> None:
-        """Put a case into quarantine."""
+        """Put a case into quarantine; names of files can hold anything, so the reason is made one line."""
         quarantined = Quarantined(
             id=hashed.id,
             patient=hashed.case.patient,
             key=key,
-            reason=reason,
+            reason="".join(char if char.isprintable() else "?" for char in reason),
             sources=tuple(source.path for source in hashed.sources),
         )
         store.write_quarantined(self._root, self._dataset, quarantined)

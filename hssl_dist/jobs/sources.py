@@ -67,7 +67,9 @@ def _hash_case(case: Case, source_url: str) -> HashedCase:
             sha256, size_bytes = files.sha256(url)
         except OSError as error:
             reason = (
-                "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
+                "is missing"
+                if isinstance(error, FileNotFoundError)
+                else f"cannot be read: {error.strerror or error}"
             )
             problem = f"{path}: {reason}"
             return HashedCase(case, tuple(sources), content_hash({"problem": problem}), problem)

@@ -1,6 +1,7 @@
 """Files by path or URL: the same contract on local disk and on an object store's semantics."""
 
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,11 @@ def test_relative_and_local() -> None:
     assert files.relative("s3://b/p/x/y", "s3://b/p") == "x/y"
     assert files.is_local("/a/b")
     assert not files.is_local("s3://b/p")
+
+
+def test_pipes_and_devices_are_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "device").symlink_to("/dev/zero")
+    for name in ("pipe", "device"):
+        with pytest.raises(OSError, match="it is a pipe or a device"):
+            files.open_read(str(tmp_path / name))

@@ -361,6 +361,35 @@ def test_names_become_safe_ids(disk):
         find(disk, "folder")
 
 
+def test_a_name_too_long_for_a_files_becomes_a_shorter_id(disk):
+    put(disk, [f"images/{'x' * 200}{end}.nii.gz" for end in "12"])
+    ids = [case.id for case in find(disk, "folder").cases]
+    assert {case[:120] for case in ids} == {"x" * 120}
+    assert len(set(ids)) == 2
+    assert max(map(len, ids)) == 129
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_lies_among_the_images_and_is_no_case_is_told(root, layout):
+    put_layout(root, layout)
+    told_at_first = {"folder": ("images/notes.txt",)}.get(layout, ())
+    assert find(root, layout).unused == told_at_first
+    stray = {
+        "msd": "labelsTr/new.nii.gz",
+        "nnunet": "imagesTs/readme.md",
+        "bids": "derivatives/lesions/sub-3/anat/sub-3_desc-lesion_mask.nii.gz",
+        "folder": "labels/b.png",
+    }[layout]
+    put(root, [stray])
+    assert find(root, layout).unused == (*told_at_first, stray)
+
+
+def test_a_description_without_channels_is_refused(disk):
+    put(disk, LAYOUT_FILES["msd"], {**MSD, "modality": {}})
+    with pytest.raises(ConfigError, match="dataset 'd': its description names no channel; name each"):
+        find(disk, "msd")
+
+
 def test_a_pattern_that_finds_no_patient_names_the_case(disk):
     put_layout(disk, "folder")
     with pytest.raises(ConfigError, match=re.escape("patient_pattern '^(a)' finds no patient in case 'b'")):

@@ -92,6 +92,8 @@ HEADER_FAULTS = {
         {"sform_code": 0, "qform_code": 1, "quatern_b": 2, "pixdim": [1] * 8},
         "the header has no usable orientation: ",
     ),
+    "metres": ({"xyzt_units": 1}, "gives lengths in metres; convert it to millimetres"),
+    "micrometres": ({"xyzt_units": 3 + 8}, "gives lengths in micrometres; convert it to millimetres"),
     "unknown type": ({"datatype": 999}, "unknown voxel type (NIfTI datatype 999)"),
     "RGB": ({"datatype": 128}, "voxels are colour (RGB); real numbers are needed"),
     "complex": ({"datatype": 32}, "voxels are complex; real numbers are needed"),
