@@ -135,7 +135,8 @@ class CaseRecord(Record):
 
     `key` identifies the input: hash of the source files' hashes and of the recipe. `foreground` maps a class
     value (as text; `any` for tissue of unlabelled volumes) to at most a few dozen voxels `(z, y, x)` of it,
-    for foreground-biased sampling; `voxels` counts the voxels of each class.
+    for foreground-biased sampling; `voxels` counts the voxels of each class. `fingerprints` identify each
+    channel's source voxels: two cases with one in common show the same scan, whatever their names.
     """
 
     id: str
@@ -151,6 +152,7 @@ class CaseRecord(Record):
     foreground: dict[str, tuple[Shape, ...]]
     voxels: dict[str, int]
     sources: tuple[SourceFile, ...]
+    fingerprints: tuple[str, ...] = ()
     key: str
     objects: tuple[StoredObject, ...]
 

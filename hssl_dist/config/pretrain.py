@@ -38,7 +38,8 @@ class SamplingConfig(Part):
     foreground: Fraction = 0.5
     """Share of regions centred on tissue or on an annotated structure."""
     exclude_test: SplitConfig | None = None
-    """Leave the labelled test patients of this split out of pretraining; without it every image is used."""
+    """Leave the labelled test patients of this split out of pretraining, and whatever case of these datasets
+    shows one of their scans; without it every image is used."""
     prefetch_batches: PositiveInt = 2
     """Batches read ahead."""
     cache_bytes: NonNegativeInt = 512 << 20

@@ -61,6 +61,7 @@ class ChannelSurvey(Record):
     """One channel's source intensities over the foreground, from at most a million evenly spaced voxels.
 
     `voxels` is the size of the foreground; `quantiles` are the middles of its at most 256 equal shares.
+    `fingerprint` identifies all of the channel's voxels, whatever file they came in.
     """
 
     voxels: int
@@ -69,6 +70,7 @@ class ChannelSurvey(Record):
     mean: float
     std: float
     quantiles: tuple[float, ...]
+    fingerprint: str
 
 
 class CaseSurvey(Record):
@@ -83,6 +85,11 @@ class CaseSurvey(Record):
     spacing_mm: Triple
     foreground: Literal["label", "tissue"]
     channels: tuple[ChannelSurvey, ...]
+
+    @property
+    def fingerprints(self) -> tuple[str, ...]:
+        """Of each channel."""
+        return tuple(channel.fingerprint for channel in self.channels)
 
 
 def resolve_recipe(

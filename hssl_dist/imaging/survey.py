@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from functools import partial
 
@@ -33,7 +34,7 @@ def survey_case(case_id: str, volume: Volume) -> CaseSurvey:
             sample = spaced_sample(channel)
             values = sample[sample > threshold]
             values = values if values.size else sample
-        channels.append(_survey_channel(values, count))
+        channels.append(_survey_channel(values, count, fingerprint(channel)))
     return CaseSurvey(
         id=case_id,
         shape=volume.geometry.oriented_shape,
@@ -41,6 +42,17 @@ def survey_case(case_id: str, volume: Volume) -> CaseSurvey:
         foreground=kind,
         channels=tuple(channels),
     )
+
+
+def fingerprint(channel: Float32[np.ndarray, "z y x"]) -> str:
+    """Identifies a loaded channel by its shape and intensities: 128 bits of SHA-256, in hex.
+
+    Equal for the same scan in another file, be it compressed, oriented or stored as another type.
+    """
+    digest = hashlib.sha256(repr(channel.shape).encode())
+    for plane in channel:
+        digest.update(plane + np.float32(0))  # -0 is 0
+    return digest.hexdigest()[:32]
 
 
 def foreground_samples(volume: Volume, seed: int) -> tuple[dict[str, tuple[Shape, ...]], dict[str, int]]:
@@ -94,7 +106,7 @@ def _pick(
     return tuple(picked)
 
 
-def _survey_channel(values: Float32[np.ndarray, " voxels"], count: int) -> ChannelSurvey:
+def _survey_channel(values: Float32[np.ndarray, " voxels"], count: int, identity: str) -> ChannelSurvey:
     wide = np.sort(values).astype(np.float64)
     shares = min(QUANTILES, wide.size)
     quantiles = np.quantile(wide, (np.arange(shares) + 0.5) / shares, method="hazen")
@@ -105,4 +117,5 @@ def _survey_channel(values: Float32[np.ndarray, " voxels"], count: int) -> Chann
         mean=float(wide.mean()),
         std=float(wide.std()),
         quantiles=tuple(float(value) for value in quantiles),
+        fingerprint=identity,
     )

@@ -1,8 +1,9 @@
 """`hssl preprocess`: challenge datasets in, a store out. Doing it again does only what is missing or changed.
 
 For each dataset: list the cases, hash their files, survey the new ones, settle the recipe, store the cases
-whose key (content and recipe) is not committed, replace the manifest, write the quality report. Whatever was
-done before a kill is kept; the manifest never lists a case that is being rewritten.
+whose key (content and recipe) is not committed, replace the manifest. At last, look for scans that several
+datasets have, and write the quality reports. Whatever was done before a kill is kept; the manifest never
+lists a case that is being rewritten.
 """
 
 from __future__ import annotations
@@ -12,20 +13,21 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hssl_dist import __version__, store
 from hssl_dist.datasets import discover
-from hssl_dist.errors import CorruptError, MissingError, TooManyFailuresError
+from hssl_dist.errors import CorruptError, MissingError
 from hssl_dist.imaging import CaseSurvey, Recipe, resolve_recipe
 from hssl_dist.imaging.recipe import RECIPE_VERSION
 from hssl_dist.jobs.batches import Workers, batched
 from hssl_dist.jobs.preprocess_cases import BYTES_PER_VOXEL, Assignment, Refused, store_cases, survey_cases
-from hssl_dist.jobs.preprocess_report import report_url, write_report
+from hssl_dist.jobs.preprocess_report import write_report
+from hssl_dist.jobs.preprocess_result import Result, add_overlaps, check_failure_rates, outcome
 from hssl_dist.jobs.quarantine import Quarantine
 from hssl_dist.jobs.sources import HashedCase, hash_cases, source_url
 from hssl_dist.jobs.surveys import read_surveys, write_surveys
-from hssl_dist.records import CaseRecord, Manifest, ManifestHeader, Outcome, Quarantined, content_hash
+from hssl_dist.records import CaseRecord, Manifest, ManifestHeader, Outcome, content_hash
 from hssl_dist.store.layout import ENCODING_VERSION
 
 if TYPE_CHECKING:
@@ -58,18 +60,6 @@ class _Work:
         return self.config.name
 
 
-@dataclass(frozen=True, slots=True)
-class _Result:
-    """What came of one dataset; no manifest if none of its cases could ever be read."""
-
-    name: str
-    cases: int
-    manifest: Manifest | None
-    written: int
-    removed: tuple[str, ...]
-    quarantined: tuple[Quarantined, ...]
-
-
 def run(config: PreprocessConfig, console: Console) -> Outcome:
     """Preprocess all datasets of the config; Ray is only started if a case is to be surveyed or stored.
 
@@ -83,11 +73,15 @@ def run(config: PreprocessConfig, console: Console) -> Outcome:
             _preprocess(_Work(dataset_config, dataset, config, workers, console))
             for dataset_config, dataset in zip(config.datasets, found, strict=True)
         ]
-    _check_failure_rates(results, config.max_failure_rate)
-    return _outcome(config.store.url, results)
+    results = add_overlaps(results, config.store.url, console)
+    for result in results:
+        if result.manifest is not None:
+            write_report(config.store.url, result.manifest, result.quarantined, result.oddities)
+    check_failure_rates(results, config.max_failure_rate)
+    return outcome(config.store.url, results)
 
 
-def _preprocess(work: _Work) -> _Result:
+def _preprocess(work: _Work) -> Result:
     cases = hash_cases(work.dataset.cases, source_url(work.config, work.job.source_root), work.console)
     quarantine = Quarantine(work.root, work.name)
     previous = _previous_manifest(work)
@@ -100,7 +94,7 @@ def _preprocess(work: _Work) -> _Result:
 
     for case in cases:
         if case.id in committed:
-            committed[case.id] = _redescribe(work, case, committed[case.id])
+            committed[case.id] = _redescribe(work, case, surveys[case.id], committed[case.id])
     todo = [case for case in cases if case.id in keys and case.id not in committed]
     todo = [case for case in todo if not quarantine.holds(case, keys[case.id])]
     written = (
@@ -115,8 +109,15 @@ def _preprocess(work: _Work) -> _Result:
     if recipe is not None:
         header = _header(work, recipe)
         manifest = store.write_manifest(work.root, header, [*committed.values(), *written.values()])
-        write_report(work.root, manifest, quarantine.cases)
-    return _Result(work.name, len(cases), manifest, len(written), removed, quarantine.cases)
+    return Result(
+        name=work.name,
+        cases=len(cases),
+        manifest=manifest,
+        written=len(written),
+        removed=removed,
+        quarantined=quarantine.cases,
+        unused=work.dataset.unused,
+    )
 
 
 # ------------------------------------------------------------------------------------------------- surveying
@@ -223,8 +224,8 @@ def _withdraw(
     return tuple(sorted(set(leaving) - {case.id for case in cases}))
 
 
-def _redescribe(work: _Work, case: HashedCase, record: CaseRecord) -> CaseRecord:
-    """The record with what the config and the layout say of the case now; its voxels stay as they are."""
+def _redescribe(work: _Work, case: HashedCase, survey: CaseSurvey, record: CaseRecord) -> CaseRecord:
+    """The record with what the config, the layout and the survey say of the case now; its voxels stay."""
     described = record.model_copy(
         update={
             "patient": case.case.patient,
@@ -232,6 +233,7 @@ def _redescribe(work: _Work, case: HashedCase, record: CaseRecord) -> CaseRecord
             "group": work.config.group,
             "split": case.case.split,
             "sources": case.sources,
+            "fingerprints": survey.fingerprints,
         }
     )
     if described != record:
@@ -253,7 +255,9 @@ def _store(
     by_id = {case.id: (case, key) for case, key in todo}
     sized = [
         (
-            Assignment(case.case, _task(work), work.config.group, case.sources, key),
+            Assignment(
+                case.case, _task(work), work.config.group, case.sources, surveys[case.id].fingerprints, key
+            ),
             BYTES_PER_VOXEL * _voxels(surveys[case.id], recipe),
         )
         for case, key in todo
@@ -290,60 +294,3 @@ def _header(work: _Work, recipe: Recipe) -> ManifestHeader:
         recipe_hash=recipe.hash,
         code_version=__version__,
     )
-
-
-# ---------------------------------------------------------------------------------------------- what is said
-
-
-def _check_failure_rates(results: Sequence[_Result], most: float) -> None:
-    """Raise TooManyFailuresError, naming each dataset with too many cases in quarantine, or no other case."""
-    failed = []
-    for result in results:
-        count = len(result.quarantined)
-        if result.manifest is None or count > most * result.cases:
-            reasons = "; ".join(item.reason for item in result.quarantined[:3])
-            reasons += f"; and {count - 3} more" if count > 3 else ""
-            share = f"{count} of {result.cases} cases ({count / result.cases:.0%})"
-            failed.append(f"{result.name}: {share} are in quarantine ({reasons})")
-    if failed:
-        raise TooManyFailuresError(
-            f"{', '.join(failed)}; at most {most:.0%} may be; mend the files or raise max_failure_rate"
-        )
-
-
-def _outcome(root: str, results: Sequence[_Result]) -> Outcome:
-    datasets = {result.name: _summary(root, result) for result in results}
-    totals = {
-        key: sum(summary[key] for summary in datasets.values())
-        for key in ("cases", "written", "unchanged", "bytes")
-    }
-    totals["quarantined"] = sum(len(result.quarantined) for result in results)
-    lines, warnings = [], []
-    for name, summary in datasets.items():
-        refused = summary["quarantined"]
-        lines.append(
-            f"{name}: {summary['cases']} cases ({summary['written']} written, "
-            f"{summary['unchanged']} unchanged), {len(refused)} in quarantine, "
-            f"{summary['bytes'] / 1e6:.1f} MB, report {summary['report'] or 'none'}"
-        )
-        warnings += [f"{name}: {item['id']} is in quarantine: {item['reason']}" for item in refused]
-        if summary["removed"]:
-            warnings.append(
-                f"{name}: {len(summary['removed'])} cases are no longer in the source and left the manifest; "
-                f"their objects stay: {', '.join(summary['removed'])}"
-            )
-    return Outcome({"datasets": datasets, "totals": totals}, tuple(lines), warnings=tuple(warnings))
-
-
-def _summary(root: str, result: _Result) -> dict[str, Any]:
-    records = result.manifest.cases if result.manifest else ()
-    return {
-        "cases": len(records),
-        "written": result.written,
-        "unchanged": len(records) - result.written,
-        "quarantined": [{"id": item.id, "reason": item.reason} for item in result.quarantined],
-        "removed": list(result.removed),
-        "manifest_sha256": result.manifest.sha256 if result.manifest else None,
-        "bytes": sum(item.size_bytes for record in records for item in record.objects),
-        "report": report_url(root, result.name) if result.manifest else None,
-    }

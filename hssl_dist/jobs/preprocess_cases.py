@@ -39,6 +39,7 @@ class Assignment:
     task: str
     group: str
     sources: tuple[SourceFile, ...]
+    fingerprints: tuple[str, ...]
     key: str
 
 
@@ -92,6 +93,7 @@ def _store(
         foreground=foreground,
         voxels=voxels,
         sources=assignment.sources,
+        fingerprints=assignment.fingerprints,
         key=assignment.key,
         objects=(),
     )

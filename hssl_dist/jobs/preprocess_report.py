@@ -24,11 +24,14 @@ def report_url(root: str, dataset: str) -> str:
     return files.join(dataset_url(root, dataset), "report.html")
 
 
-def write_report(root: str, manifest: Manifest, quarantined: Sequence[Quarantined]) -> None:
+def write_report(
+    root: str, manifest: Manifest, quarantined: Sequence[Quarantined], warnings: Sequence[str]
+) -> None:
     """Write the dataset's report, unless the one that is there was made from the same."""
     shown = {
         "manifest": manifest.sha256,
         "quarantine": [item.model_dump(mode="json") for item in quarantined],
+        "warnings": list(warnings),
         "version": _REPORT_VERSION,
     }
     mark = f"\n<!-- made from {content_hash(shown)} -->\n".encode()
@@ -38,7 +41,7 @@ def write_report(root: str, manifest: Manifest, quarantined: Sequence[Quarantine
     from hssl_dist.report.quality import QualityData, quality_report  # matplotlib takes its time
 
     picture = _montage(open_reader(root), manifest.cases) if manifest.cases else None
-    page = quality_report(QualityData(manifest.header, manifest.cases, quarantined, picture))
+    page = quality_report(QualityData(manifest.header, manifest.cases, quarantined, picture, warnings))
     files.write(url, page.encode() + mark)
 
 

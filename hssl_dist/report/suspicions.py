@@ -88,15 +88,10 @@ def _thin(_: ManifestHeader, records: Sequence[CaseRecord]) -> Iterator[str]:
         yield f"A side is shorter than {_FEW_SLICES} voxels in {_named(thin)}: patches are mostly padding."
 
 
-def _copies(_: ManifestHeader, records: Sequence[CaseRecord]) -> Iterator[str]:
-    seen: dict[str, CaseRecord] = {}
-    pairs = []
-    for record in records:
-        first = seen.setdefault(record.key, record)
-        if first is not record and first.patient != record.patient:
-            pairs.append(f"{first.id} and {record.id}")
-    if pairs:
-        yield f"The same files stand under two patients, who may be split apart: {_named(pairs)}."
+def _equal_channels(_: ManifestHeader, records: Sequence[CaseRecord]) -> Iterator[str]:
+    equal = [record.id for record in records if len(set(record.fingerprints)) < len(record.fingerprints)]
+    if equal:
+        yield f"Two channels are the same image in {_named(equal)}."
 
 
 def _named(names: Sequence[str]) -> str:
@@ -105,4 +100,12 @@ def _named(names: Sequence[str]) -> str:
     return f"{text} and {rest} more" if rest > 0 else text
 
 
-CHECKS: tuple[Check, ...] = (_unlabelled, _classes, _empty_labels, _spacing, _anisotropy, _thin, _copies)
+CHECKS: tuple[Check, ...] = (
+    _unlabelled,
+    _classes,
+    _empty_labels,
+    _spacing,
+    _anisotropy,
+    _thin,
+    _equal_channels,
+)

@@ -13,7 +13,7 @@ from hssl_dist.config.pretrain import SamplingConfig
 from hssl_dist.errors import ConfigError
 from hssl_dist.records import CaseRecord, Manifest, Region, Shape
 from hssl_dist.sampling.placement import draw_start
-from hssl_dist.sampling.splits import split_manifest
+from hssl_dist.sampling.splits import without_test
 
 Patients = tuple[tuple[CaseRecord, ...], ...]
 
@@ -99,12 +99,11 @@ def _eligible(manifests: Mapping[str, Manifest], config: SamplingConfig) -> list
         if name not in manifests:
             known = ", ".join(sorted(manifests)) or "no dataset"
             raise ConfigError(f"sampling.datasets names {name!r}; the store has {known}")
-    cases: list[CaseRecord] = []
-    for name in dict.fromkeys(names):
-        held_out: frozenset[str] = frozenset()
-        if config.exclude_test is not None:
-            held_out = frozenset(split_manifest(manifests[name], config.exclude_test).test)
-        cases += [case for case in manifests[name].cases if case.patient not in held_out]
+    chosen = [manifests[name] for name in dict.fromkeys(names)]
+    if config.exclude_test is not None:
+        cases = without_test(chosen, config.exclude_test)
+    else:
+        cases = [case for manifest in chosen for case in manifest.cases]
     if not cases:
         raise ConfigError(f"there is no case to draw from in {', '.join(names) or 'the store'}")
     return cases

@@ -3,14 +3,14 @@
 Patients are put in an order given by a hash of seed and name. Test patients are taken from its front,
 validation patients from its back, training patients are those between: no patient is ever divided, and when
 patients join a dataset the others keep their order, so at the most a few move between training and a
-neighbouring part.
+neighbouring part. Patients whose cases share a scan are one patient to a split, whatever their names.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from hssl_dist.config.finetune import LabelsConfig
@@ -51,8 +51,34 @@ def split_patients(patients: Iterable[str], split: SplitConfig) -> Split:
 
 
 def split_manifest(manifest: Manifest, split: SplitConfig) -> Split:
-    """The split of a dataset's labelled patients: what fine-tuning trains, validates and tests on."""
-    return split_patients((case.patient for case in manifest.cases if case.labelled), split)
+    """The split of a dataset's labelled patients: what fine-tuning trains, validates and tests on.
+
+    Patients who share a scan stay together, in the place of the first of them by name.
+    """
+    first = _first_alike(case for case in manifest.cases if case.labelled)
+    parts = split_patients(first.values(), split)
+    return Split(
+        *(
+            tuple(sorted(patient for patient in first if first[patient] in part))
+            for part in map(frozenset, (parts.train, parts.validation, parts.test))
+        )
+    )
+
+
+def without_test(manifests: Sequence[Manifest], split: SplitConfig) -> list[CaseRecord]:
+    """The cases left when each dataset's test patients are held out, and with them every case, of whatever
+    dataset, that shows one of their scans.
+    """
+    held_out = {
+        (manifest.dataset, name) for manifest in manifests for name in split_manifest(manifest, split).test
+    }
+    cases = [case for manifest in manifests for case in manifest.cases]
+    scans = {mark for case in cases if (case.dataset, case.patient) in held_out for mark in case.fingerprints}
+    return [
+        case
+        for case in cases
+        if (case.dataset, case.patient) not in held_out and scans.isdisjoint(case.fingerprints)
+    ]
 
 
 def labelled_cases(manifest: Manifest, patients: Iterable[str]) -> tuple[CaseRecord, ...]:
@@ -65,6 +91,24 @@ def label_subset(train: Iterable[str], labels: LabelsConfig) -> tuple[str, ...]:
     """A share of the training patients, sorted: at least one, rounded half up; smaller shares are nested."""
     order = _ordered(train, f"labels/{labels.seed}")
     return tuple(sorted(order[: _share(labels.fraction, len(order))]))
+
+
+def _first_alike(cases: Iterable[CaseRecord]) -> dict[str, str]:
+    """For each patient the first, by name, of all he shares scans with, be it through others."""
+    first: dict[str, str] = {}
+    owner: dict[str, str] = {}
+
+    def root(patient: str) -> str:
+        while first[patient] != patient:
+            patient = first[patient]
+        return patient
+
+    for case in cases:
+        first.setdefault(case.patient, case.patient)
+        for mark in case.fingerprints:
+            one, other = sorted((root(case.patient), root(owner.setdefault(mark, case.patient))))
+            first[other] = one
+    return {patient: root(patient) for patient in first}
 
 
 def _ordered(patients: Iterable[str], salt: str) -> list[str]:

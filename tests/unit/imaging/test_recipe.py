@@ -20,6 +20,7 @@ def survey(name, spacing_mm=(1.0, 1.0, 1.0), values=(0.0, 1.0), foreground="tiss
         mean=values.mean(),
         std=values.std(),
         quantiles=tuple(np.quantile(values, (np.arange(shares) + 0.5) / shares, method="hazen")),
+        fingerprint="ab",
     )
     return CaseSurvey(
         id=name, shape=(9, 9, 9), spacing_mm=spacing_mm, foreground=foreground, channels=(channel,)

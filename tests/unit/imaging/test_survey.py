@@ -89,3 +89,27 @@ def test_foreground_voxels_are_drawn_uniformly_and_repeatably(labelled):
     counts = np.bincount(z)[4:20]
     assert counts.sum() == z.size
     assert abs(counts - 400).max() < 5 * np.sqrt(400)
+
+
+def test_the_fingerprint_is_of_the_voxels_in_their_places(write, case_of):
+    image = RNG.integers(-9, 9, (4, 5, 6)).astype(np.int16)
+    turned = np.diag([-1.0, 1.0, 1.0, 1.0])
+
+    def mark(array, affine=None, name="i.nii", **fields):
+        return survey_case(
+            "c", load_case(case_of(write(name, array, affine, **fields)), CLASSES, 1 << 20)
+        ).fingerprints
+
+    (own,) = mark(image)
+    assert len(own) == 32
+    same = [
+        mark(image, name="i.nii.gz"),
+        mark(image.astype(np.float64) * -0.0 + image),
+        mark(image[::-1], turned),
+        mark(image * 2, scl_slope=0.5),
+        mark(image, np.diag([2.0, 2.0, 2.0, 1.0])),
+    ]
+    assert set(same) == {(own,)}
+    changed = image.copy()
+    changed[1, 2, 3] += 1
+    assert own not in {*mark(changed), *mark(image[::-1]), *mark(image.reshape(5, 4, 6))}

@@ -10,7 +10,7 @@ from hssl_dist.jobs.surveys import read_surveys, write_surveys
 
 def survey(case_id: str) -> CaseSurvey:
     channel = ChannelSurvey(
-        voxels=3, minimum=0.1, maximum=1 / 3, mean=0.2, std=0.1, quantiles=(0.1, 0.2, 1 / 3)
+        voxels=3, minimum=0.1, maximum=1 / 3, mean=0.2, std=0.1, quantiles=(0.1, 0.2, 1 / 3), fingerprint="ab"
     )
     return CaseSurvey(
         id=case_id, shape=(2, 3, 4), spacing_mm=(1.0, 0.1, 0.7), foreground="label", channels=(channel,)

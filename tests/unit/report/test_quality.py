@@ -104,8 +104,8 @@ def test_a_clean_dataset_raises_no_suspicion() -> None:
             "mostly padding.",
         ),
         (
-            [{"key": "same"}, {"key": "same"}, {}],
-            "The same files stand under two patients, who may be split apart: case0 and case1.",
+            [{"fingerprints": ("a", "b", "a")}, {"fingerprints": ("a", "b")}, {}],
+            "Two channels are the same image in case0.",
         ),
     ],
 )

@@ -22,6 +22,7 @@ def _record(
     foreground: dict[str, tuple[tuple[int, int, int], ...]] | None = None,
     task: str | None = None,
     group: str = "group",
+    fingerprints: tuple[str, ...] = (),
 ) -> CaseRecord:
     geometry = Geometry(
         original_shape=shape[::-1],
@@ -58,6 +59,7 @@ def _record(
         foreground=foreground or {},
         voxels={},
         sources=(),
+        fingerprints=fingerprints,
         key="key",
         objects=(),
     )

@@ -128,6 +128,25 @@ def test_all_cases_of_labelled_test_patients_can_be_left_out(record, manifest):
     assert len(seen) == 6
 
 
+def test_a_scan_that_is_held_out_is_held_out_under_every_name(record, manifest):
+    split = SplitConfig(test=0.5, seed=1)
+    heart = manifest(*[record(f"p{n}", fingerprints=(f"scan {n}",)) for n in range(6)])
+    others = [record(f"o{n}", dataset="other", fingerprints=(f"scan {n}", f"own {n}")) for n in range(9)]
+    other = manifest(*others)
+    config = CONFIG.model_copy(update={"exclude_test": split})
+    tested = {int(patient[1:]) for patient in split_manifest(heart, split).test}
+    also = {int(patient[1:]) for patient in split_manifest(other, split).test}
+
+    draws = all_draws(Schedule({"heart": heart, "other": other}, config, 0, 8), 80)
+
+    seen = {(draw.record.dataset, draw.record.id) for step in draws for draw in step}
+    assert seen == {
+        *(("heart", f"p{n}") for n in set(range(6)) - tested - also),
+        *(("other", f"o{n}") for n in set(range(9)) - tested - also),
+    }
+    assert len(tested) == 3
+
+
 @pytest.mark.parametrize(
     ("margin", "expected"), [(0.0, (4, 8, 8)), (0.1, (5, 9, 9)), (0.25, (5, 10, 10)), (0.5, (6, 12, 12))]
 )

@@ -122,3 +122,23 @@ def test_a_dataset_is_split_by_its_labelled_patients(record, manifest):
 
     assert split == split_patients([f"p{n}" for n in range(6)], SplitConfig(test=0.5, validation=0.0))
     assert len(split.test) == 3
+
+
+def test_patients_who_share_a_scan_stay_together(record, manifest):
+    shared = {2: ("x",), 5: ("x", "y"), 8: ("y",), 11: ("z",), 0: ("z", "z")}
+    cases = [record(f"c{n:02}", patient=f"p{n:02}", fingerprints=shared.get(n, (f"{n}",))) for n in range(16)]
+
+    for seed in range(20):
+        split = split_manifest(manifest(*cases), SplitConfig(test=0.3, validation=0.3, seed=seed))
+
+        parts = {
+            patient: part for part in ("train", "validation", "test") for patient in getattr(split, part)
+        }
+        assert sorted(parts) == [f"p{n:02}" for n in range(16)]
+        assert parts["p02"] == parts["p05"] == parts["p08"]
+        assert parts["p00"] == parts["p11"]
+        alone = split_patients(
+            (f"p{n:02}" for n in range(16) if n not in (5, 8, 11)),
+            SplitConfig(test=0.3, validation=0.3, seed=seed),
+        )
+        assert {parts[patient] for patient in alone.test} == {"test"}
