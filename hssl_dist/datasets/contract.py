@@ -18,6 +18,9 @@ from hssl_dist.errors import ConfigError, MissingError
 from hssl_dist.records import Case, SplitName
 
 NIFTI_ENDINGS = (".nii.gz", ".nii")
+VOLUME_ENDINGS = (*NIFTI_ENDINGS, ".nrrd", ".mha")
+DETACHED_ENDINGS = (".nhdr", ".mhd")
+"""Headers without their voxels: listed, so that the reader refuses them and none is overlooked."""
 
 Description = TypeVar("Description", bound=BaseModel)
 
@@ -59,18 +62,18 @@ class Contents:
     unused: tuple[str, ...] = ()
 
 
-def stem(name: str) -> str | None:
-    """A file's name without its NIfTI ending; None for other files and for hidden ones (`._x` of macOS)."""
+def stem(name: str, endings: tuple[str, ...] = NIFTI_ENDINGS) -> str | None:
+    """A file's name without its ending; None for other files and for hidden ones (`._x` of macOS)."""
     if name.startswith("."):
         return None
-    return next((name.removesuffix(end) for end in NIFTI_ENDINGS if name.endswith(end)), None)
+    return next((name.removesuffix(end) for end in endings if name.endswith(end)), None)
 
 
 def volumes(folder: str) -> dict[str, str]:
-    """URLs of the NIfTI files directly in a folder, by their names without ending."""
+    """URLs of the files of all formats directly in a folder, by their names without ending."""
     found: dict[str, str] = {}
     for name in files.listing(folder):
-        key = stem(name)
+        key = stem(name, VOLUME_ENDINGS + DETACHED_ENDINGS)
         if key is None:
             continue
         if key in found:

@@ -1,4 +1,4 @@
-"""Plain folders: `images/<case>.nii.gz`, and `labels/` with the same file names where there are labels.
+"""Plain folders: `images/<case>.nii.gz`, and `labels/<case>.nii.gz` where there are labels, in any format.
 
 Nothing describes such a dataset, so the config has to: `modality`, and `classes` if there are labels. A label
 without an image is a case too, so that it is reported rather than overlooked.

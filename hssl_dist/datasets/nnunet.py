@@ -1,4 +1,5 @@
-"""nnU-Net raw v2: `imagesTr/<case>_0000.nii.gz` per channel, `labelsTr/<case>.nii.gz`, `dataset.json`.
+"""nnU-Net raw v2: `imagesTr/<case>_0000.nii.gz` per channel, `labelsTr/<case>.nii.gz`, `dataset.json`,
+whose `file_ending` may be that of any format.
 
 `imagesTs` (and `labelsTs`) may be there; its cases are test cases. A missing channel or image is left for the
 reader to report: that case is quarantined, the others go on.
@@ -15,7 +16,7 @@ from pydantic import AliasChoices, BaseModel, Field
 from hssl_dist import files
 from hssl_dist.config.preprocess import DatasetConfig
 from hssl_dist.datasets.contract import (
-    NIFTI_ENDINGS,
+    VOLUME_ENDINGS,
     Contents,
     FoundCase,
     read_description,
@@ -43,8 +44,9 @@ def find_nnunet(config: DatasetConfig, root: str) -> Contents:
     """The cases of the image folders, with the classes and channels of `dataset.json`."""
     url = files.join(root, "dataset.json")
     description = read_description(url, _Description)
-    if description.file_ending not in NIFTI_ENDINGS:
-        raise ConfigError(f"{url}: file_ending is {description.file_ending!r}; only NIfTI can be read")
+    if description.file_ending not in VOLUME_ENDINGS:
+        known = ", ".join(VOLUME_ENDINGS)
+        raise ConfigError(f"{url}: file_ending is {description.file_ending!r}; {known} can be read")
     channels = tuple(name for _, name in sorted(description.channel_names.items()))
     cases: list[FoundCase] = []
     for images, labels, split in _FOLDERS:

@@ -1,4 +1,5 @@
-"""From a source file to a prepared volume and back: pure functions on `Volume`. Sole importer of nibabel.
+"""From a source file to a prepared volume and back: pure functions on `Volume`. Sole importer of
+nibabel and SimpleITK.
 
 volume = load_case(case, classes, max_voxels)      # read, check, orient
 survey = survey_case(case.id, volume)              # ... of every case, then

@@ -21,7 +21,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from hssl_dist import files
 from hssl_dist.errors import InputError
-from hssl_dist.imaging.source import SourceHeader, SourceImage
+from hssl_dist.imaging.source import SourceHeader, SourceImage, check_affine, check_size
 from hssl_dist.records import Shape
 
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -36,9 +36,6 @@ _MAX_OFFSET_BYTES = 1 << 26
 """Header extensions beyond 64 MiB are no extensions."""
 _OTHER_UNITS = {1: "metres", 3: "micrometres"}
 """Of `xyzt_units`; 2 is the millimetre, and files that state no unit are in millimetres, too."""
-_MIN_EDGE_MM, _MAX_EDGE_MM, _MAX_ORIGIN_MM = 1e-4, 1e4, 1e6
-_MIN_VOLUME_RATIO = 1e-3
-"""A voxel's volume relative to the product of its edges; below it, the axes lie in one plane."""
 
 
 @runtime_checkable
@@ -77,7 +74,7 @@ def _read(stream: _ByteStream, name: str, max_voxels: int) -> SourceImage:
         raise InputError(f"{name}: the file is empty")
     zipped = head.startswith(_GZIP_MAGIC)
     header, offset = _parse_header(_start_of_gzip(head, name) if zipped else head, name)
-    _check_size(header, name, max_voxels)
+    check_size(header, name, max_voxels)
     count = header.channels * math.prod(header.shape)
     end = offset + count * header.dtype.itemsize
     limit = end + _SLACK_BYTES
@@ -206,26 +203,5 @@ def _affine(fields: Any, name: str) -> Float64[np.ndarray, "4 4"]:
             affine = np.asarray(fields.get_best_affine(), dtype=np.float64)
     except (HeaderDataError, ValueError) as error:
         raise InputError(f"{name}: the header has no usable orientation: {error}") from None
-    if not np.isfinite(affine).all():
-        raise InputError(f"{name}: the affine has NaN or infinite entries")
-    with np.errstate(all="ignore"):
-        edges = np.linalg.norm(affine[:3, :3], axis=0)
-        volume_ratio = abs(np.linalg.det(affine[:3, :3] / edges)) if edges.all() else 0.0
-    if not volume_ratio >= _MIN_VOLUME_RATIO:
-        raise InputError(f"{name}: the affine is singular: its voxels have no volume")
-    if not _MIN_EDGE_MM <= edges.min() <= edges.max() <= _MAX_EDGE_MM:
-        shown = " x ".join(f"{edge:.3g}" for edge in edges)
-        raise InputError(f"{name}: the affine makes voxels of {shown} mm, which cannot be")
-    if np.abs(affine[:3, 3]).max() > _MAX_ORIGIN_MM:
-        raise InputError(
-            f"{name}: the affine puts the volume {np.abs(affine[:3, 3]).max():.3g} mm away, which cannot be"
-        )
+    check_affine(affine, name)
     return affine
-
-
-def _check_size(header: SourceHeader, name: str, max_voxels: int) -> None:
-    voxels = header.channels * math.prod(header.shape)
-    if voxels > max_voxels:
-        sizes = (*header.shape, header.channels) if header.channels > 1 else header.shape
-        text = " x ".join(str(size) for size in sizes)
-        raise InputError(f"{name}: the header declares {text} voxels; max_voxels allows {max_voxels}")

@@ -5,6 +5,7 @@ A format is a function `(url, max_voxels) -> SourceImage` and a line in `_READER
 
 from __future__ import annotations
 
+import math
 import posixpath
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,10 @@ from jaxtyping import Float64, Shaped
 
 from hssl_dist.errors import InputError
 from hssl_dist.records import Shape
+
+_MIN_EDGE_MM, _MAX_EDGE_MM, _MAX_ORIGIN_MM = 1e-4, 1e4, 1e6
+_MIN_VOLUME_RATIO = 1e-3
+"""A voxel's volume relative to the product of its edges; below it, the axes lie in one plane."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +59,62 @@ def read_source(url: str, max_voxels: int) -> SourceImage:
     raise InputError(f"{name}: no reader for this kind of file; known are {', '.join(_READERS)}")
 
 
+def check_affine(affine: Float64[np.ndarray, "4 4"], name: str) -> None:
+    """Raise InputError unless the affine's voxels have a volume, and a size and place a scan can have."""
+    if not np.isfinite(affine).all():
+        raise InputError(f"{name}: the affine has NaN or infinite entries")
+    with np.errstate(all="ignore"):
+        edges = np.linalg.norm(affine[:3, :3], axis=0)
+        volume_ratio = abs(np.linalg.det(affine[:3, :3] / edges)) if edges.all() else 0.0
+    if not volume_ratio >= _MIN_VOLUME_RATIO:
+        raise InputError(f"{name}: the affine is singular: its voxels have no volume")
+    if not _MIN_EDGE_MM <= edges.min() <= edges.max() <= _MAX_EDGE_MM:
+        shown = " x ".join(f"{edge:.3g}" for edge in edges)
+        raise InputError(f"{name}: the affine makes voxels of {shown} mm, which cannot be")
+    if np.abs(affine[:3, 3]).max() > _MAX_ORIGIN_MM:
+        raise InputError(
+            f"{name}: the affine puts the volume {np.abs(affine[:3, 3]).max():.3g} mm away, which cannot be"
+        )
+
+
+def check_size(header: SourceHeader, name: str, max_voxels: int) -> None:
+    """Raise InputError if the header declares more voxels, over all channels, than are allowed."""
+    voxels = header.channels * math.prod(header.shape)
+    if voxels > max_voxels:
+        sizes = (*header.shape, header.channels) if header.channels > 1 else header.shape
+        text = " x ".join(str(size) for size in sizes)
+        raise InputError(f"{name}: the header declares {text} voxels; max_voxels allows {max_voxels}")
+
+
 def _nifti(url: str, max_voxels: int) -> SourceImage:
     from hssl_dist.imaging.nifti import read_nifti
 
     return read_nifti(url, max_voxels)
 
 
-_READERS: dict[str, Callable[[str, int], SourceImage]] = {".nii.gz": _nifti, ".nii": _nifti}
+def _nrrd(url: str, max_voxels: int) -> SourceImage:
+    from hssl_dist.imaging.itk_files import read_nrrd
+
+    return read_nrrd(url, max_voxels)
+
+
+def _meta(url: str, max_voxels: int) -> SourceImage:
+    from hssl_dist.imaging.itk_files import read_meta
+
+    return read_meta(url, max_voxels)
+
+
+def _detached(url: str, max_voxels: int) -> SourceImage:
+    from hssl_dist.imaging.itk_files import refuse_detached
+
+    return refuse_detached(url, max_voxels)
+
+
+_READERS: dict[str, Callable[[str, int], SourceImage]] = {
+    ".nii.gz": _nifti,
+    ".nii": _nifti,
+    ".nrrd": _nrrd,
+    ".mha": _meta,
+    ".nhdr": _detached,
+    ".mhd": _detached,
+}

@@ -40,6 +40,7 @@ OWNERS = {
     "tensorstore": {"store"},
     "s3fs": {"store"},
     "nibabel": {"imaging"},
+    "SimpleITK": {"imaging"},
     "fsspec": {"files"},
 }
 

@@ -215,7 +215,7 @@ NNUNET_FAULTS = {
     "ignore": ({"labels": {"background": 0, "a": 1, "ignore": 2}}, "value 2 is an ignore label"),
     "twice": ({"labels": {"background": 0, "a": 1, "b": 1}}, "'a' and 'b' are both value 1"),
     "upside down": ({"labels": {"0": "background", "1": "a"}}, "dataset.json: labels.0.int: Input should be"),
-    "PNG": ({"file_ending": ".png"}, "file_ending is '.png'; only NIfTI can be read"),
+    "PNG": ({"file_ending": ".png"}, "file_ending is '.png'; .nii.gz, .nii, .nrrd, .mha can be read"),
     "channels": (
         {"channel_names": {"0": "CT"}},
         "_0001.nii.gz is channel 1; dataset.json declares 1 channels",
@@ -327,6 +327,36 @@ def test_folder(root):
         ("b", "b", "train", ["images/b.nii.gz"], "labels/b.nii.gz"),
     ]
     assert find(root, "folder").modalities == ("ct",)
+
+
+def test_folder_takes_every_format(disk):
+    put(disk, ["images/a.nrrd", "images/b.mha", "images/c.nii", "labels/a.nii.gz", "labels/b.nrrd"])
+    put(disk, ["images/d.nhdr", "images/d.raw", "images/e.mhd", "images/e.zraw", "labels/f.mha"])
+    assert [case[3:] for case in told(disk, "folder")] == [
+        (["images/a.nrrd"], "labels/a.nii.gz"),
+        (["images/b.mha"], "labels/b.nrrd"),
+        (["images/c.nii"], None),
+        (["images/d.nhdr"], None),
+        (["images/e.mhd"], None),
+        (["images/f.nii.gz"], "labels/f.mha"),
+    ]
+    put(disk, ["images/a.mha"])
+    with pytest.raises(ConfigError, match=r"a.nrrd and .*a.mha are the same case; remove one"):
+        find(disk, "folder")
+
+
+@pytest.mark.parametrize("ending", [".nrrd", ".mha"])
+def test_nnunet_in_other_formats(disk, ending):
+    names = [name.replace(".nii.gz", ending) for name in LAYOUT_FILES["nnunet"]]
+    put(disk, names, {**NNUNET, "file_ending": ending})
+    assert told(disk, "nnunet")[0] == (
+        "a",
+        "a",
+        "train",
+        [f"imagesTr/a_0000{ending}", f"imagesTr/a_0001{ending}"],
+        f"labelsTr/a{ending}",
+    )
+    assert len(find(disk, "nnunet").cases) == 3
 
 
 def test_folder_with_other_folder_names(disk):
