@@ -1,4 +1,4 @@
-"""What tests of all folders share: the S3 server."""
+"""What tests of all folders share: the S3 server, and caches of their own."""
 
 from __future__ import annotations
 
@@ -20,6 +20,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "s3_server" in getattr(item, "fixturenames", ()):
             item.add_marker("s3")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Caches of decoded volumes are the session's own, never the user's; child processes inherit that."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("caches")))
+        yield
 
 
 @pytest.fixture(scope="session")

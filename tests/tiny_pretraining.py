@@ -24,7 +24,7 @@ from hssl_dist.records import (
     Volume,
     content_hash,
 )
-from hssl_dist.store import write_manifest
+from hssl_dist.store import ReadFigures, write_manifest
 from hssl_dist.store.writer import write_case
 
 SHAPE = (10, 24, 24)
@@ -138,6 +138,9 @@ class ArrayReader:
 
     def regions(self, pairs: Sequence[tuple[CaseRecord, Region]]) -> list[np.ndarray]:
         return [self.region(record, region) for record, region in pairs]
+
+    def figures(self) -> ReadFigures:
+        return ReadFigures()
 
 
 def write_store(root: str, cases: int = 3) -> None:

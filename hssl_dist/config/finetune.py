@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, Po
 from hssl_dist import files
 from hssl_dist.config.network import NetworkConfig
 from hssl_dist.config.parts import (
+    CacheConfig,
     Fraction,
     JobConfig,
     Name,
@@ -89,6 +90,7 @@ class FinetuneConfig(JobConfig):
     network: NetworkConfig = NetworkConfig()
     """Only for `scratch`; otherwise the model's own."""
     store: StoreConfig = StoreConfig()
+    cache: CacheConfig = CacheConfig()
     runs: Url = Field(default="hssl/runs", validate_default=True)
     """Folder or URL for the run's files."""
     tracking: TrackingConfig = TrackingConfig()

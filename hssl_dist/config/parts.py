@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
 from hssl_dist import files
 from hssl_dist.records import content_hash
@@ -42,6 +42,27 @@ class StoreConfig(Part):
 
     url: Url = Field(default="hssl/store", validate_default=True)
     """Local path or fsspec URL, e.g. s3://bucket/prefix."""
+
+
+def _check_folder(folder: str) -> str:
+    if not folder.startswith(("/", "~", "$")):
+        raise ValueError(
+            f"{folder!r} depends on where a process runs; give an absolute path, or one that starts with ~ "
+            "or with a variable of the environment"
+        )
+    return folder
+
+
+class CacheConfig(Part):
+    """Decoded volumes on each node's own disk, shared by all its processes; see docs/data.md."""
+
+    folder: Annotated[str, AfterValidator(_check_folder)] | None = None
+    """Folder on a local disk; `~` and `$NAME` are those of the node that opens it. `hssl` in $XDG_CACHE_HOME,
+    or ~/.cache/hssl, if not given."""
+    max_bytes: NonNegativeInt = 16 << 30
+    """Bytes the folder may take; 0 turns the cache off."""
+    chunk_bytes: NonNegativeInt = 256 << 20
+    """Memory, in each process, for decoded chunks of volumes that are not in the cache."""
 
 
 class TrackingConfig(Part):

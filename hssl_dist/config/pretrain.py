@@ -8,6 +8,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from hssl_dist.config.network import NetworkConfig
 from hssl_dist.config.parts import (
+    CacheConfig,
     Fraction,
     JobConfig,
     Name,
@@ -42,8 +43,6 @@ class SamplingConfig(Part):
     shows one of their scans; without it every image is used."""
     prefetch_batches: PositiveInt = 2
     """Batches read ahead."""
-    cache_bytes: NonNegativeInt = 512 << 20
-    """Memory of the reader's chunk cache, in bytes."""
 
 
 class ViewConfig(Part):
@@ -161,6 +160,7 @@ class PretrainConfig(JobConfig):
     seed: int = 0
     """Seed of weights, samples and augmentation."""
     store: StoreConfig = StoreConfig()
+    cache: CacheConfig = CacheConfig()
     runs: Url = Field(default="hssl/runs", validate_default=True)
     """Folder or URL for checkpoints; the run's are in `<runs>/<name>`."""
     tracking: TrackingConfig = TrackingConfig()

@@ -14,7 +14,7 @@ from hssl_dist import files
 from hssl_dist.config.demo import DemoConfig
 from hssl_dist.config.finetune import EvaluateConfig, FinetuneConfig, LabelsConfig, SupervisedConfig
 from hssl_dist.config.network import NetworkConfig
-from hssl_dist.config.parts import RayConfig, SplitConfig, StoreConfig, TrackingConfig
+from hssl_dist.config.parts import CacheConfig, RayConfig, SplitConfig, StoreConfig, TrackingConfig
 from hssl_dist.config.preprocess import DatasetConfig, PreprocessConfig
 from hssl_dist.config.pretrain import (
     CheckpointConfig,
@@ -63,6 +63,11 @@ class Plan:
         return StoreConfig(url=str(self.root / "store"))
 
     @property
+    def cache(self) -> CacheConfig:
+        """Decoded phantoms."""
+        return CacheConfig(folder=str(self.root / "cache"))
+
+    @property
     def tracking(self) -> TrackingConfig:
         """The demo's own MLflow database."""
         return TrackingConfig(uri=f"sqlite:///{self.root / 'mlflow.db'}", experiment="demo")
@@ -89,6 +94,7 @@ class Plan:
             name=name,
             seed=self.seed,
             store=self.store,
+            cache=self.cache,
             runs=str(self.root / "runs"),
             tracking=self.tracking,
             ray=self.ray,
@@ -117,6 +123,7 @@ class Plan:
             ),
             network=NETWORK,
             store=self.store,
+            cache=self.cache,
             runs=str(self.root / "runs"),
             tracking=self.tracking,
         )

@@ -36,7 +36,7 @@ from hssl_dist.training.supervised import SupervisedResult, run_supervised
 from hssl_dist.training.validation import score_cases
 
 VALIDATION_OVERLAP = 0.5
-_WHERE_NOT_WHAT = {"store", "runs", "tracking", "register_as", "runner", "ray", "threads"}
+_WHERE_NOT_WHAT = {"store", "cache", "runs", "tracking", "register_as", "runner", "ray", "threads"}
 """Keys that say where the job runs, not what it computes: not hashed into the lineage, not logged."""
 
 _NOT_VALIDATED = "no validation patient shows a class: the last weights were kept; raise split.validation"
@@ -174,7 +174,7 @@ def _train(
     console: Console,
 ) -> SupervisedResult:
     settings, classes = config.training, manifest.header.classes
-    reader = open_reader(config.store.url)
+    reader = open_reader(config.store.url, cache=config.cache, warn=console.warn)
     loader = SupervisedLoader(
         patients.training_cases,
         reader,

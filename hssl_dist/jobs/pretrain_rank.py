@@ -126,7 +126,7 @@ def train_rank(
         result = run_pretraining(
             config,
             read_same_manifests(config, lineage),
-            open_reader(config.store.url, cache_bytes=config.sampling.cache_bytes),
+            open_reader(config.store.url, cache=config.cache, warn=warn),
             checkpoints,
             callbacks,
             device,

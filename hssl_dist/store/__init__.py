@@ -10,6 +10,7 @@ Writing needs zarr-python, which training does not: `write_case` is imported fro
 The format is described in docs/store.md.
 """
 
+from hssl_dist.store.figures import ReadFigures
 from hssl_dist.store.manifest import (
     list_datasets,
     read_manifest,
@@ -27,6 +28,7 @@ from hssl_dist.store.objects import verify
 from hssl_dist.store.reader import Reader, open_reader
 
 __all__ = [
+    "ReadFigures",
     "Reader",
     "list_datasets",
     "open_reader",

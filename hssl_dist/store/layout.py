@@ -28,6 +28,9 @@ LABEL_GROUP = "labels/segmentation"
 LABEL_ARRAY = f"{LABEL_GROUP}/0"
 METADATA = "zarr.json"
 
+IMAGE_ITEMSIZE = 2
+"""Bytes of a stored voxel, int16 or float16; a label's is one byte."""
+
 _OME_VERSION = "0.5"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from hssl_dist import files
@@ -13,6 +14,7 @@ from hssl_dist.store import layout
 from hssl_dist.store.manifest import read_manifest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import NoReturn
 
     from hssl_dist.records import CaseRecord
@@ -46,6 +48,15 @@ def fetch(root: str, dataset: str, item: StoredObject) -> bytes:
     if hashlib.sha256(data).hexdigest() != item.sha256:
         _corrupt(url, "does not have the recorded SHA-256")
     return data
+
+
+@contextmanager
+def explained(root: str, record: CaseRecord, array: str) -> Iterator[None]:
+    """Inside, a reader's ValueError becomes what is behind it; see `explain`."""
+    try:
+        yield
+    except ValueError as error:
+        explain(root, record, array, error)
 
 
 def explain(root: str, record: CaseRecord, array: str, error: Exception) -> NoReturn:

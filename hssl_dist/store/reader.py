@@ -1,27 +1,38 @@
 """Reading volumes, labels and regions of stored cases.
 
-A backend knows how to start reading a box of an array; everything else - decoding, padding, errors - is here
-and the same for all of them, so they agree bit for bit.
+A backend reads boxes of arrays; everything else - the cache, scaling, padding, errors - is here and the same
+for all of them, so they agree bit for bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
-from hssl_dist.records import CaseRecord, Region, Shape
+from hssl_dist.config.parts import CacheConfig
+from hssl_dist.records import CaseRecord, Region
 from hssl_dist.store import layout, objects
-from hssl_dist.store.quantising import Scaling, dequantise
+from hssl_dist.store.backend import Backend, Box, Pending, Stored
+from hssl_dist.store.cache import VolumeCache, Warn, cache_folder, volume_key
+from hssl_dist.store.cache_files import CachedVolume, VolumeForm
+from hssl_dist.store.cropping import overlap, pad_around, write_values
+from hssl_dist.store.figures import Counter, ReadFigures
+from hssl_dist.store.quantising import Scaling
 
 if TYPE_CHECKING:
     from jaxtyping import Float32, UInt8
 
-Box = tuple[slice, ...]
-Stored = np.ndarray[Any, np.dtype[Any]]
-Pending = Callable[[], Stored]
+Pairs = Sequence[tuple[CaseRecord, Region]]
+
+_FILLS = 8  # volumes filled at once; each has all its chunks in flight
+_MOST_CROPPERS = 8
+_ALONE_BYTES = 2 << 20  # of output, below which one thread is done before others would have started
 
 
 class Reader(Protocol):
@@ -45,136 +56,244 @@ class Reader(Protocol):
         """A box of the label, with 0 beyond the volume."""
         ...
 
-    def regions(self, pairs: Sequence[tuple[CaseRecord, Region]]) -> list[Float32[np.ndarray, "z y x"]]:
+    def regions(self, pairs: Pairs) -> list[Float32[np.ndarray, "z y x"]]:
         """`region` of every pair, in order, with all reads in flight at once where the backend can."""
         ...
 
-    def fill(
-        self, pairs: Sequence[tuple[CaseRecord, Region]], out: Float32[np.ndarray, "pair z y x"]
-    ) -> None:
+    def fill(self, pairs: Pairs, out: Float32[np.ndarray, "pair z y x"]) -> None:
         """Write the region of every pair, all of one shape, into the rows of `out`; see `regions`."""
         ...
 
-
-class Backend(Protocol):
-    """One way to read arrays of a store."""
-
-    def start(self, record: CaseRecord, array: str, box: Box) -> tuple[Pending, Scaling]:
-        """Begin to read a box of an array; calling the result waits for the stored numbers.
-
-        The box lies inside the array. Both steps raise CorruptError for metadata that is not as recorded and
-        ValueError for anything else.
-        """
+    def figures(self) -> ReadFigures:
+        """What reading has cost since the reader was opened."""
         ...
 
 
 def open_reader(
-    root: str, kind: Literal["tensorstore", "zarr"] = "tensorstore", cache_bytes: int = 512 << 20
+    root: str,
+    kind: Literal["tensorstore", "zarr"] = "tensorstore",
+    cache: CacheConfig | None = None,
+    warn: Warn | None = None,
 ) -> Reader:
     """A reader of the store at `root`.
 
-    `tensorstore` is the fast one: concurrent, with a cache of `cache_bytes` for decoded chunks. `zarr` is
-    zarr-python, the slow reference that shares no decoding code with it; it reads any fsspec URL.
+    `tensorstore` is the fast one, concurrent and cached as `cache` says; without one, only decoded chunks
+    stay, in memory. `warn` is told, once, if volumes cannot be cached; the log is if it isn't given. `zarr`
+    is zarr-python, the slow reference that shares no decoding code with it and caches nothing. Both read any
+    fsspec URL.
     """
-    return StoreReader(root, _BACKENDS[kind](root, cache_bytes))
+    return _KINDS[kind](root, cache, warn)
 
 
-def _tensorstore(root: str, cache_bytes: int) -> Backend:
+def _tensorstore(root: str, cache: CacheConfig | None, warn: Warn | None) -> Reader:
     from hssl_dist.store.tensorstore_backend import TensorstoreBackend
 
-    return TensorstoreBackend(root, cache_bytes)
+    settings = cache or CacheConfig(max_bytes=0)
+    volumes = (
+        VolumeCache(cache_folder(settings.folder, os.environ), settings.max_bytes, warn)
+        if settings.max_bytes
+        else None
+    )
+    return StoreReader(root, TensorstoreBackend(root, settings.chunk_bytes), volumes)
 
 
-def _zarr(root: str, cache_bytes: int) -> Backend:  # noqa: ARG001  (the reference has no cache)
+def _zarr(root: str, cache: CacheConfig | None, warn: Warn | None) -> Reader:  # noqa: ARG001
     from hssl_dist.store.zarr_backend import ZarrBackend
 
-    return ZarrBackend(root)
+    return StoreReader(root, ZarrBackend(root), None)
 
 
-_BACKENDS: dict[str, Callable[[str, int], Backend]] = {"tensorstore": _tensorstore, "zarr": _zarr}
+_KINDS: dict[str, Callable[[str, CacheConfig | None, Warn | None], Reader]] = {
+    "tensorstore": _tensorstore,
+    "zarr": _zarr,
+}
 
 
 @dataclass(frozen=True, slots=True)
-class StoreReader:
-    """The `Reader` over any backend."""
+class _Piece:
+    """A box of one channel (or of the label), inside the volume, and where its values belong."""
 
-    root: str
-    backend: Backend
+    record: CaseRecord
+    array: str
+    channel: int
+    inside: Box
+    out: Stored
+
+    @property
+    def box(self) -> Box:
+        """The box in the stored array."""
+        return self.in_array(self.inside)
+
+    def in_array(self, box: Box) -> Box:
+        """A box of the piece's channel, in the stored array."""
+        return box if self.array == layout.LABEL_ARRAY else (slice(self.channel, self.channel + 1), *box)
+
+
+class StoreReader:
+    """The `Reader` over any backend, with or without a cache of volumes."""
+
+    def __init__(self, root: str, backend: Backend, cache: VolumeCache | None) -> None:
+        self._root, self._backend, self._cache = root, backend, cache
+        self._counter = Counter()
+        self._croppers = min(_MOST_CROPPERS, len(os.sched_getaffinity(0)))
+        self._crops = ThreadPoolExecutor(self._croppers, thread_name_prefix="crop")
+        self._fills = ThreadPoolExecutor(_FILLS, thread_name_prefix="fill")
 
     def image(self, record: CaseRecord) -> Float32[np.ndarray, "channel z y x"]:
         """See `Reader`."""
-        everything = tuple(slice(0, side) for side in (len(record.modalities), *record.shape))
-        pending, scaling = self._start(record, layout.IMAGE_ARRAY, everything)
-        return dequantise(pending(), scaling)
+        out = np.empty((len(record.modalities), *record.shape), np.float32)
+        inside = _whole(record)
+        self._deliver(_Piece(record, layout.IMAGE_ARRAY, c, inside, row) for c, row in enumerate(out))
+        return out
 
     def label(self, record: CaseRecord) -> UInt8[np.ndarray, "z y x"]:
         """See `Reader`."""
-        pending, _ = self._start(record, layout.LABEL_ARRAY, tuple(slice(0, side) for side in record.shape))
-        return pending()
+        out = np.empty(record.shape, np.uint8)
+        self._deliver([_Piece(record, layout.LABEL_ARRAY, 0, _whole(record), out)])
+        return out
 
     def region(self, record: CaseRecord, region: Region) -> Float32[np.ndarray, "z y x"]:
         """See `Reader`."""
-        return self._start_region(record, region)()
+        return self.regions([(record, region)])[0]
 
     def label_region(self, record: CaseRecord, region: Region) -> UInt8[np.ndarray, "z y x"]:
         """See `Reader`."""
-        padded = np.zeros(region.shape, dtype=np.uint8)
-        inside, target = _overlap(record.shape, region)
-        if inside is not None:
-            pending, _ = self._start(record, layout.LABEL_ARRAY, inside)
-            padded[target] = pending()
-        return padded
+        out = np.empty(region.shape, np.uint8)
+        self._deliver(_piece(record, region, layout.LABEL_ARRAY, 0, 0, out))
+        return out
 
-    def regions(self, pairs: Sequence[tuple[CaseRecord, Region]]) -> list[Float32[np.ndarray, "z y x"]]:
+    def regions(self, pairs: Pairs) -> list[Float32[np.ndarray, "z y x"]]:
         """See `Reader`."""
-        started = [self._start_region(record, region) for record, region in pairs]
-        return [pending() for pending in started]
+        out = [np.empty(region.shape, np.float32) for _, region in pairs]
+        self._fill(pairs, out)
+        return out
 
-    def fill(
-        self, pairs: Sequence[tuple[CaseRecord, Region]], out: Float32[np.ndarray, "pair z y x"]
-    ) -> None:
+    def fill(self, pairs: Pairs, out: Float32[np.ndarray, "pair z y x"]) -> None:
         """See `Reader`."""
-        for row, values in zip(out, self.regions(pairs), strict=True):
-            row[...] = values
+        self._fill(pairs, list(out))
 
-    def _start_region(self, record: CaseRecord, region: Region) -> Callable[[], Float32[np.ndarray, "z y x"]]:
-        background = np.float32(record.intensities[region.channel].background)
-        padded = np.full(region.shape, background, dtype=np.float32)
-        inside, target = _overlap(record.shape, region)
-        if inside is None:
-            return lambda: padded
-        channel = slice(region.channel, region.channel + 1)
-        pending, scaling = self._start(record, layout.IMAGE_ARRAY, (channel, *inside))
+    def figures(self) -> ReadFigures:
+        """See `Reader`."""
+        return self._counter.total + self._backend.fetched()
 
-        def finish() -> Float32[np.ndarray, "z y x"]:
-            padded[target] = dequantise(pending()[0], scaling)
-            return padded
+    # ----------------------------------------------------------------------------------------------- delivery
 
-        return finish
+    def _fill(self, pairs: Pairs, rows: Sequence[Stored]) -> None:
+        self._deliver(
+            piece
+            for (record, region), row in zip(pairs, rows, strict=True)
+            for piece in _piece(
+                record,
+                region,
+                layout.IMAGE_ARRAY,
+                region.channel,
+                record.intensities[region.channel].background,
+                row,
+            )
+        )
 
-    def _start(self, record: CaseRecord, array: str, box: Box) -> tuple[Pending, Scaling]:
-        """`Backend.start`, with errors that name the object behind them."""
+    def _deliver(self, pieces: Iterable[_Piece]) -> None:
+        """Write all pieces: those of cached volumes first, while volumes that can be cached are decoded; the
+        rest with all reads in flight at once.
+        """
+        if self._cache is None:
+            uncached = list(pieces)
+            self._count([], uncached)
+            self._read_through(uncached)
+            return
+        ready: list[tuple[_Piece, CachedVolume]] = []
+        absent: dict[str, list[_Piece]] = {}
+        for piece in pieces:
+            key = volume_key(piece.record, piece.array, piece.channel)
+            if (volume := self._cache.get(key)) is not None:
+                ready.append((piece, volume))
+            else:
+                absent.setdefault(key, []).append(piece)
+        self._count([piece for piece, _ in ready], [piece for group in absent.values() for piece in group])
+        filling = {
+            self._fills.submit(self._add, self._cache, key, group[0]): group for key, group in absent.items()
+        }
+        self._crop(ready)
+        uncached = []
+        for future in as_completed(filling):
+            if (volume := future.result()) is None:
+                uncached += filling[future]
+            else:
+                self._crop([(piece, volume) for piece in filling[future]])
+        self._read_through(uncached)
+
+    def _add(self, cache: VolumeCache, key: str, piece: _Piece) -> CachedVolume | None:
+        """The whole volume of a piece, from now on in the cache; None if it cannot be."""
+        whole = piece.in_array(_whole(piece.record))
+        with objects.explained(self._root, piece.record, piece.array):
+            stored = self._backend.open(piece.record, piece.array)
+            form = VolumeForm(stored.dtype, piece.record.shape, stored.scaling)
+            in_array = tuple(part.stop - part.start for part in whole)
+            return cache.add(key, form, lambda values: stored.read_into(whole, values.reshape(in_array)))
+
+    def _read_through(self, pieces: Sequence[_Piece]) -> None:
+        """Read pieces from the store, with all reads in flight, leaving nothing in the cache of volumes."""
+        started = []
+        for piece in pieces:
+            with objects.explained(self._root, piece.record, piece.array):
+                stored = self._backend.open(piece.record, piece.array)
+                started.append((piece, stored.scaling, stored.start(piece.box)))
+
+        def finish(piece: _Piece, scaling: Scaling, pending: Pending) -> None:
+            with objects.explained(self._root, piece.record, piece.array):
+                values = pending()
+            write_values(values.reshape(piece.out.shape), scaling, piece.out)
+
+        self._run([functools.partial(finish, *args) for args in started], [piece.out for piece in pieces])
+
+    def _crop(self, pieces: Sequence[tuple[_Piece, CachedVolume]]) -> None:
+        jobs = [
+            functools.partial(write_values, volume.values[piece.inside], volume.scaling, piece.out)
+            for piece, volume in pieces
+        ]
+        self._run(jobs, [piece.out for piece, _ in pieces])
+
+    def _run(self, jobs: Sequence[Callable[[], None]], outs: Sequence[Stored]) -> None:
+        """Do all jobs, in several threads if what they write is worth it."""
+        share = self._croppers if sum(out.nbytes for out in outs) >= _ALONE_BYTES else 1
+        futures = [self._crops.submit(_do_all, jobs[first::share]) for first in range(1, share)]
         try:
-            wait, scaling = self.backend.start(record, array, box)
-        except ValueError as error:
-            objects.explain(self.root, record, array, error)
+            _do_all(jobs[::share])
+        finally:
+            wait(futures)  # nobody may write into the caller's memory after this
+        for future in futures:
+            future.result()
 
-        def finish() -> Stored:
-            try:
-                return wait()
-            except ValueError as error:
-                objects.explain(self.root, record, array, error)
+    def _count(self, hits: Sequence[_Piece], misses: Sequence[_Piece]) -> None:
+        self._counter.add(
+            ReadFigures(
+                regions=len(hits) + len(misses),
+                bytes_used=sum(_stored_bytes(piece) for piece in (*hits, *misses)),
+                cache_hits=len(hits),
+                cache_misses=len(misses) if self._cache else 0,
+            )
+        )
 
-        return finish, scaling
+
+def _do_all(jobs: Sequence[Callable[[], None]]) -> None:
+    for job in jobs:
+        job()
 
 
-def _overlap(shape: Shape, region: Region) -> tuple[Box | None, Box]:
-    """The part of a region inside the volume, in the volume's and in the region's own coordinates."""
-    inside, target = [], []
-    for side, start, size in zip(shape, region.start, region.shape, strict=True):
-        low, high = max(0, start), min(side, start + size)
-        if low >= high:
-            return None, ()
-        inside.append(slice(low, high))
-        target.append(slice(low - start, high - start))
-    return tuple(inside), tuple(target)
+def _whole(record: CaseRecord) -> Box:
+    return tuple(slice(0, side) for side in record.shape)
+
+
+def _piece(
+    record: CaseRecord, region: Region, array: str, channel: int, background: float, row: Stored
+) -> Iterator[_Piece]:
+    """What of a region lies inside the volume, if anything; the rest of the row is padded at once."""
+    inside, target = overlap(record.shape, region)
+    if inside is None:
+        row[...] = background
+    else:
+        yield _Piece(record, array, channel, inside, pad_around(row, target, background))
+
+
+def _stored_bytes(piece: _Piece) -> int:
+    return piece.out.size * (1 if piece.array == layout.LABEL_ARRAY else layout.IMAGE_ITEMSIZE)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from hssl_dist.records import Manifest
 
 _DEFINING = {"seed", "global_batch", "sampling", "views", "network", "objective", "encoder", "decoder"}
-_READING_AHEAD = {"prefetch_batches", "cache_bytes"}
+_READING_AHEAD = {"prefetch_batches"}
 
 
 def trajectory(config: PretrainConfig, manifests: Mapping[str, Manifest]) -> dict[str, Any]:

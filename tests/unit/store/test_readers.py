@@ -7,14 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import hssl_dist.store
 from hssl_dist import files
-from hssl_dist.errors import ConfigError, CorruptError, StoreError
+from hssl_dist.config.parts import CacheConfig
+from hssl_dist.errors import CorruptError, StoreError
 from hssl_dist.records import Region
-from hssl_dist.store import open_reader
+from hssl_dist.store import Reader
 from hssl_dist.store.quantising import dequantise, quantise
 from hssl_dist.store.tensorstore_backend import kvstore
 
-KINDS = ("tensorstore", "zarr")
+KINDS = ("tensorstore", "zarr", "cached")
 CASES = ("thin", "shards", "two channels", "unlabelled")
 
 START_AND_SHAPE = [
@@ -45,8 +47,20 @@ def kind(request):
     return request.param
 
 
+@pytest.fixture
+def open_reader(tmp_path):
+    """Opens a reader of a kind; all `cached` ones of a test share a folder."""
+
+    def opened(root: str, kind: str) -> Reader:
+        if kind == "cached":
+            return hssl_dist.store.open_reader(root, cache=CacheConfig(folder=str(tmp_path / "cache")))
+        return hssl_dist.store.open_reader(root, kind)
+
+    return opened
+
+
 @pytest.mark.parametrize("case_id", CASES)
-def test_whole_volumes_bit_for_bit(kind, toy_store, case_id):
+def test_whole_volumes_bit_for_bit(open_reader, kind, toy_store, case_id):
     root, cases = toy_store
     case = cases[case_id]
     image = open_reader(root, kind).image(case.record)
@@ -55,7 +69,7 @@ def test_whole_volumes_bit_for_bit(kind, toy_store, case_id):
 
 
 @pytest.mark.parametrize("case_id", ["thin", "shards", "two channels"])
-def test_whole_labels(kind, toy_store, case_id):
+def test_whole_labels(open_reader, kind, toy_store, case_id):
     root, cases = toy_store
     label = open_reader(root, kind).label(cases[case_id].record)
     assert label.dtype == np.uint8
@@ -63,7 +77,7 @@ def test_whole_labels(kind, toy_store, case_id):
 
 
 @pytest.mark.parametrize(("start", "shape"), START_AND_SHAPE)
-def test_regions_are_padded_with_the_background(kind, toy_store, start, shape):
+def test_regions_are_padded_with_the_background(open_reader, kind, toy_store, start, shape):
     root, cases = toy_store
     reader = open_reader(root, kind)
     for case_id, channel in (("thin", 0), ("shards", 0), ("two channels", 1)):
@@ -76,7 +90,7 @@ def test_regions_are_padded_with_the_background(kind, toy_store, start, shape):
         )
 
 
-def test_many_regions_at_once_equal_one_by_one(kind, toy_store):
+def test_many_regions_at_once_equal_one_by_one(open_reader, kind, toy_store):
     root, cases = toy_store
     reader = open_reader(root, kind)
     rng = np.random.default_rng(5)
@@ -90,7 +104,7 @@ def test_many_regions_at_once_equal_one_by_one(kind, toy_store):
         np.testing.assert_array_equal(values, reader.region(record, region))
 
 
-def test_a_label_that_is_not_there(kind, toy_store):
+def test_a_label_that_is_not_there(open_reader, kind, toy_store):
     root, cases = toy_store
     reader, record = open_reader(root, kind), cases["unlabelled"].record
     said = "the record of case 'unlabelled' of 'toy' lists no object unlabelled.zarr/labels/segmentation/0"
@@ -105,7 +119,7 @@ def objects_of(case, prefix):
 
 
 @pytest.mark.parametrize("array", ["0", "labels/segmentation/0"])
-def test_every_lost_object_is_an_error_that_names_it(kind, toy_store, array):
+def test_every_lost_object_is_an_error_that_names_it(open_reader, kind, toy_store, array):
     root, cases = toy_store
     case = cases["shards"]
     lost = objects_of(case, f"shards.zarr/{array}/")
@@ -121,7 +135,7 @@ def test_every_lost_object_is_an_error_that_names_it(kind, toy_store, array):
         files.write(url, data)
 
 
-def test_every_flipped_bit_is_an_error_that_names_the_object(kind, toy_store):
+def test_every_flipped_bit_is_an_error_that_names_the_object(open_reader, kind, toy_store):
     root, cases = toy_store
     case = cases["thin"]
     rng = np.random.default_rng(6)
@@ -141,7 +155,7 @@ def test_every_flipped_bit_is_an_error_that_names_the_object(kind, toy_store):
     open_reader(root, kind).region(case.record, region)
 
 
-def test_a_cut_object(kind, toy_store):
+def test_a_cut_object(open_reader, kind, toy_store):
     root, cases = toy_store
     url = f"{root}/toy/thin.zarr/0/c/0/0/0/0"
     data = files.read(url)
@@ -153,7 +167,7 @@ def test_a_cut_object(kind, toy_store):
     )
 
 
-def test_the_reference_reads_any_file_system(store_case):
+def test_the_reference_reads_any_file_system(open_reader, store_case):
     root = "memory://readers/store"
     case = store_case(root, "case", (9, 10, 11))
     reader = open_reader(root, "zarr")
@@ -169,7 +183,7 @@ def test_the_reference_reads_any_file_system(store_case):
     files.remove(root)
 
 
-def test_a_float16_store_reads_the_same_in_both(tmp_path, store_case):
+def test_a_float16_store_reads_the_same_in_both(open_reader, tmp_path, store_case):
     from hssl_dist.config.preprocess import StorageConfig
 
     case = store_case(tmp_path, "half", (6, 20, 20), storage=StorageConfig(dtype="float16"))
@@ -191,7 +205,4 @@ def test_where_tensorstore_finds_a_folder():
         "endpoint": "http://127.0.0.1:9000",
         "aws_region": "us-east-1",
     }
-    with pytest.raises(
-        ConfigError, match=r"cannot read gs://bucket/x; store.url must be a local path or s3://"
-    ):
-        kvstore("gs://bucket/x", {})
+    assert kvstore("memory://bucket/x", {}) is None

@@ -1,0 +1,59 @@
+"""Stored numbers into a row of a batch: converted, scaled and padded in place."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hssl_dist.store.quantising import Scaling
+
+if TYPE_CHECKING:
+    from hssl_dist.records import Region, Shape
+
+Box = tuple[slice, ...]
+Stored = np.ndarray[Any, np.dtype[Any]]
+
+_SLAB_BYTES = 128 << 10  # of output at a time, so that scaling finds it in the core's own cache
+
+
+def overlap(shape: Shape, region: Region) -> tuple[Box | None, Box]:
+    """The part of a region inside the volume, in the volume's and in the region's own coordinates."""
+    inside, target = [], []
+    for side, start, size in zip(shape, region.start, region.shape, strict=True):
+        low, high = max(0, start), min(side, start + size)
+        if low >= high:
+            return None, ()
+        inside.append(slice(low, high))
+        target.append(slice(low - start, high - start))
+    return tuple(inside), tuple(target)
+
+
+def pad_around(row: Stored, target: Box, value: float) -> Stored:
+    """Set all of `row` outside `target` to a value, touching nothing else; returns the inside."""
+    for axis, part in enumerate(target):
+        before = (slice(None),) * axis
+        row[(*before, slice(0, part.start))] = value
+        row[(*before, slice(part.stop, None))] = value
+        row = row[(*before, part)]
+    return row
+
+
+def write_values(stored: Stored, scaling: Scaling, out: Stored) -> None:
+    """Write what stored numbers mean into `out`, of the same shape, bit for bit as `dequantise` computes it.
+
+    Integers of a label go over as they are. Runs without Python's lock but for moments.
+    """
+    if out.dtype == stored.dtype:
+        np.copyto(out, stored)
+        return
+    scale, offset = np.float32(scaling.scale_factor), np.float32(scaling.add_offset)
+    # Adding 0 changes but the sign of a zero, and integers times a positive scale give no negative zero.
+    exact = offset == 0 and scale > 0 and stored.dtype.kind in "iu"
+    depth = max(1, _SLAB_BYTES // max(1, out[:1].nbytes))
+    for low in range(0, len(out), depth):
+        slab = out[low : low + depth]
+        np.copyto(slab, stored[low : low + depth])
+        np.multiply(slab, scale, out=slab)
+        if not exact:
+            np.add(slab, offset, out=slab)
