@@ -16,7 +16,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
-import json
 import logging
 import os
 import threading
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
 
     from hssl_dist.records import CaseRecord
 
-_FORMAT = 1  # part of every key
+_FORMAT = "1"  # part of every key
 _IN_USE_S = 3600.0
 _TOUCH_S = 5.0  # a use is noted on disk at most so often
 _WAIT_S = 120.0  # for another process to fill a volume
@@ -62,8 +61,8 @@ def cache_folder(folder: str | None, environment: Mapping[str, str]) -> Path:
 def volume_key(record: CaseRecord, array: str, channel: int) -> str:
     """What identifies the numbers of one channel: the recorded hashes of its array's objects."""
     prefix = f"{record.image_path}/{array}/"
-    found = [(o.path[len(prefix) :], o.sha256) for o in record.objects if o.path.startswith(prefix)]
-    return hashlib.sha256(json.dumps([_FORMAT, channel, sorted(found)]).encode()).hexdigest()
+    found = [f"{o.sha256} {o.path[len(prefix) :]}" for o in record.objects if o.path.startswith(prefix)]
+    return hashlib.sha256("\n".join([_FORMAT, str(channel), *sorted(found)]).encode()).hexdigest()
 
 
 def free_reserve(disk_bytes: int) -> int:
@@ -91,7 +90,6 @@ class VolumeCache:
 
     def get(self, key: str) -> CachedVolume | None:
         """A volume that is in the cache."""
-        self._forget_evicted()
         volume = self._mapped.get(key) or self._open(key)
         if volume is not None:
             self._touch(key)
@@ -140,8 +138,8 @@ class VolumeCache:
             with suppress(OSError):  # evicted this moment, or a folder that may only be read
                 os.utime(self._path(key))
 
-    def _forget_evicted(self) -> None:
-        """Let go of mappings of evicted files, which would keep their space on disk."""
+    def forget_evicted(self) -> None:
+        """Let go of mappings of evicted files, which keep their space on disk; called before every batch."""
         evicted_ns = _changed_ns(self.folder / "lock")
         if evicted_ns == self._evicted_ns:
             return

@@ -33,8 +33,10 @@ def pad_around(row: Stored, target: Box, value: float) -> Stored:
     """Set all of `row` outside `target` to a value, touching nothing else; returns the inside."""
     for axis, part in enumerate(target):
         before = (slice(None),) * axis
-        row[(*before, slice(0, part.start))] = value
-        row[(*before, slice(part.stop, None))] = value
+        if part.start > 0:
+            row[(*before, slice(0, part.start))] = value
+        if part.stop < row.shape[axis]:
+            row[(*before, slice(part.stop, None))] = value
         row = row[(*before, part)]
     return row
 

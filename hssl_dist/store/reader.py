@@ -201,6 +201,7 @@ class StoreReader:
             self._count([], uncached)
             self._read_through(uncached)
             return
+        self._cache.forget_evicted()
         ready: list[tuple[_Piece, CachedVolume]] = []
         absent: dict[str, list[_Piece]] = {}
         for piece in pieces:
