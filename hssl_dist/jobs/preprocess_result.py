@@ -39,7 +39,7 @@ class Result:
         """One sentence each on what a person should look at, besides the quarantine."""
         sentences = [str(overlap) for overlap in self.overlaps]
         if self.unused:
-            sentences.append(f"{len(self.unused)} files belong to no case: {_named(self.unused)}")
+            sentences.append(f"files that belong to no case: {_named(self.unused)}")
         return tuple(sentences)
 
 
