@@ -1,7 +1,7 @@
 """Bad input: one row for each kind, with a generator and what has to come of it.
 
-A row takes a healthy case of a small healthy dataset and spoils it. `docs/data.md` shows the table to users,
-and a test holds the two together.
+A row takes a healthy case of a small healthy dataset and spoils it. `docs/data.md` shows the table to users:
+`python -m tests.bad_inputs` prints it, and a test holds the two together.
 """
 
 from __future__ import annotations
@@ -274,7 +274,9 @@ ROWS: dict[str, Row] = {
         damaged(lambda data: gzip.compress(gzip.decompress(data)[:170])),
         Quarantined("truncated: ends within its header, after 170 bytes"),
     ),
-    "header of a pair": Row("folder", header(magic=b"ni1"), Quarantined("a header without its voxels")),
+    "header of a pair": Row(
+        "folder", header(magic=b"ni1"), Quarantined("a header without its voxels (.hdr/.img pair)")
+    ),
     "folder where a file is due": Row(
         "folder", instead(Path.mkdir), Quarantined("cannot be read: Is a directory")
     ),
@@ -284,7 +286,7 @@ ROWS: dict[str, Row] = {
     "link to itself": Row(
         "folder",
         instead(lambda path: path.symlink_to(path)),
-        Quarantined("Too many levels of symbolic links"),
+        Quarantined("cannot be read: Too many levels of symbolic links"),
     ),
     "pipe": Row("folder", instead(os.mkfifo), Quarantined("cannot be read: it is a pipe or a device")),
     "endless device": Row(
@@ -310,10 +312,10 @@ ROWS: dict[str, Row] = {
         "folder", damaged(lambda data: data[:-8]), Quarantined("truncated gzip: it ends before its checksum")
     ),
     "gzip with a bad CRC": Row(
-        "folder", damaged(lambda data: flipped(data, -8)), Quarantined("corrupt gzip: ")
+        "folder", damaged(lambda data: flipped(data, -8)), Quarantined("corrupt gzip")
     ),
     "gzip with flipped bits": Row(
-        "folder", damaged(lambda data: flipped(data, len(data) // 2)), Quarantined("corrupt gzip: ")
+        "folder", damaged(lambda data: flipped(data, len(data) // 2)), Quarantined("corrupt gzip")
     ),
     "gzip with rubbish behind it": Row(
         "folder", damaged(lambda data: data + b"rubbish"), Quarantined("bytes after its end that are no gzip")
@@ -321,23 +323,31 @@ ROWS: dict[str, Row] = {
     "1 MB of gzip that declares 1 GiB": Row(
         "folder",
         lambda case: (header(dim=[3, 1024, 1024, 1024, 1, 1, 1, 1], datatype=2)(case), damaged(bomb)(case)),
-        Quarantined("the header declares 1024 x 1024 x 1024 voxels; max_voxels allows"),
+        Quarantined("the header declares 1024 x 1024 x 1024 voxels; max_voxels allows 16777216"),
     ),
-    "1 MB of gzip that holds 1 GiB": Row("folder", damaged(bomb), Quarantined("holds more than the")),
+    "1 MB of gzip that holds 1 GiB": Row(
+        "folder", damaged(bomb), Quarantined("holds more than the 2272 bytes its header declares")
+    ),
     # Headers
     "32767^3 header": Row(
         "folder",
         header(dim=[3, 32767, 32767, 32767, 1, 1, 1, 1]),
-        Quarantined("the header declares 32767 x 32767 x 32767 voxels; max_voxels allows"),
+        Quarantined("the header declares 32767 x 32767 x 32767 voxels; max_voxels allows 16777216"),
     ),
     "zero dims": Row(
-        "folder", header(dim=[3, 12, 0, 8, 1, 1, 1, 1]), Quarantined("every size must be positive")
+        "folder",
+        header(dim=[3, 12, 0, 8, 1, 1, 1, 1]),
+        Quarantined("declares a size of 12 x 0 x 8; every size must be positive"),
     ),
     "negative dims": Row(
-        "folder", header(dim=[3, 12, -10, 8, 1, 1, 1, 1]), Quarantined("every size must be positive")
+        "folder",
+        header(dim=[3, 12, -10, 8, 1, 1, 1, 1]),
+        Quarantined("declares a size of 12 x -10 x 8; every size must be positive"),
     ),
     "more voxels declared than there are": Row(
-        "folder", header(dim=[3, 12, 10, 9, 1, 1, 1, 1]), Quarantined("truncated: holds")
+        "folder",
+        header(dim=[3, 12, 10, 9, 1, 1, 1, 1]),
+        Quarantined("truncated: holds 2272 of the 2512 bytes its header declares"),
     ),
     "singular affine": Row(
         "folder",
@@ -348,19 +358,29 @@ ROWS: dict[str, Row] = {
         "folder", header(srow_x=[np.nan, 0, 0, 0]), Quarantined("the affine has NaN or infinite entries")
     ),
     "NaN slope": Row(
-        "folder", header(scl_slope=np.nan), Quarantined("intensity scaling (scl_slope, scl_inter)")
+        "folder",
+        header(scl_slope=np.nan),
+        Quarantined("intensity scaling (scl_slope, scl_inter) is (nan, 0)"),
     ),
     "lengths in micrometres": Row(
-        "folder", header(xyzt_units=3), Quarantined("gives lengths in micrometres; convert it to millimetres")
+        "folder",
+        header(xyzt_units=3),
+        Quarantined("the header gives lengths in micrometres; convert it to millimetres"),
     ),
     "voxels of a kilometre": Row(
         "folder",
         header(srow_x=[1e6, 0, 0, 0]),
-        Quarantined("makes voxels of 1e+06 x 1.5 x 3 mm, which cannot be"),
+        Quarantined("the affine makes voxels of 1e+06 x 1.5 x 3 mm, which cannot be"),
     ),
-    "huge offset": Row("folder", header(vox_offset=1e30), Quarantined("puts the voxels at byte 1e+30")),
+    "huge offset": Row(
+        "folder",
+        header(vox_offset=1e30),
+        Quarantined("the header puts the voxels at byte 1e+30, which cannot be"),
+    ),
     "header extension of 1 GiB": Row(
-        "folder", header(vox_offset=float(1 << 30)), Quarantined("puts the voxels at byte 1.07374e+09")
+        "folder",
+        header(vox_offset=float(1 << 30)),
+        Quarantined("the header puts the voxels at byte 1.07374e+09, which cannot be"),
     ),
     "RGB": Row(
         "folder",
@@ -370,14 +390,18 @@ ROWS: dict[str, Row] = {
     "complex": Row(
         "folder", stored_as(np.complex64), Quarantined("voxels are complex; real numbers are needed")
     ),
-    "unknown voxel type": Row("folder", header(datatype=999), Quarantined("unknown voxel type")),
+    "unknown voxel type": Row(
+        "folder", header(datatype=999), Quarantined("unknown voxel type (NIfTI datatype 999)")
+    ),
     "4D where 3D is due": Row(
         "folder",
         image(lambda voxels: np.stack([voxels, voxels], 3)),
-        Quarantined("has 2 channels (4th dimension); the dataset has 1"),
+        Quarantined("the image has 2 channels (4th dimension); the dataset has 1"),
     ),
     "vectors": Row(
-        "folder", header(dim=[5, 12, 10, 2, 1, 4, 1, 1]), Quarantined("3, or 4 with channels, are needed")
+        "folder",
+        header(dim=[5, 12, 10, 2, 1, 4, 1, 1]),
+        Quarantined("5 dimensions (12 x 10 x 2 x 1 x 4); 3, or 4 with channels, are needed"),
     ),
     # Voxels
     "NaN voxels": Row("folder", one_voxel(np.nan), Quarantined("1 of 960 voxels are NaN or infinite")),
@@ -387,7 +411,9 @@ ROWS: dict[str, Row] = {
     ),
     # Labels
     "label of another shape": Row(
-        "folder", label(lambda voxels: voxels[:, :, 1:]), Quarantined("differs from")
+        "folder",
+        label(lambda voxels: voxels[:, :, 1:]),
+        Quarantined("shape (12, 10, 7) differs from (12, 10, 8)"),
     ),
     "label of another affine": Row(
         "folder", label(lambda voxels: voxels, moved(2.0)), Quarantined("lies up to 2 mm away from")
@@ -405,7 +431,7 @@ ROWS: dict[str, Row] = {
     "label with NaN": Row(
         "folder",
         label(lambda voxels: voxels * np.float32(np.nan)),
-        Quarantined("the label has NaN or infinite"),
+        Quarantined("the label has NaN or infinite voxels"),
     ),
     "label of two channels": Row(
         "folder",
@@ -417,7 +443,7 @@ ROWS: dict[str, Row] = {
     # Channels and lists
     "channel missing": Row("nnunet", lambda case: second_channel(case).unlink(), Quarantined("is missing")),
     "channels of different grids": Row(
-        "nnunet", other_grid, Quarantined("_0001.nii.gz: shape (12, 10, 7) differs")
+        "nnunet", other_grid, Quarantined("_0001.nii.gz: shape (12, 10, 7) differs from (12, 10, 8)")
     ),
     "file listed that is not there": Row("msd", lambda case: case.image.unlink(), Quarantined("is missing")),
     "label listed that is not there": Row("msd", lambda case: case.label.unlink(), Quarantined("is missing")),
@@ -426,14 +452,16 @@ ROWS: dict[str, Row] = {
     "name in unicode": Row("folder", renamed("Müller 患者"), Accepted("Muller-bdcd2805")),
     "name of 240 characters": Row("folder", renamed("n" * 240), Accepted(f"{120 * 'n'}-0c441b63")),
     "name with a line break": Row("folder", renamed("bad\nscan"), Accepted("bad-scan")),
-    "name that is not UTF-8": Row("folder", renamed("caf\udce9"), Refused("is not UTF-8; rename it")),
+    "name that is not UTF-8": Row(
+        "folder", renamed("caf\udce9"), Refused("caf\\udce9.nii.gz' is not UTF-8; rename it")
+    ),
     "names that become one": Row(
         "folder", renamed(f"{HEALTHY[0]} ()"), Refused("are both case 'healthy-0'; rename one")
     ),
     "duplicate case ids": Row(
         "folder",
         lambda case: shutil.copy(case.image, case.image.with_name(f"{case.name}.nii")),
-        Refused("are the same case; remove one"),
+        Refused("bad.nii are the same case; remove one"),
     ),
     "case listed twice": Row(
         "msd", listed(f"imagesTr/{HEALTHY[0]}.nii.gz"), Refused("are both case 'healthy-0'; rename one")
@@ -449,28 +477,38 @@ ROWS: dict[str, Row] = {
         Refused("dataset.json cannot be read: Is a directory"),
     ),
     "no dataset.json": Row(
-        "nnunet", lambda case: (case.root / "dataset.json").unlink(), Refused("the layout needs it")
+        "nnunet",
+        lambda case: (case.root / "dataset.json").unlink(),
+        Refused("dataset.json; the layout needs it"),
     ),
     "path traversal in dataset.json": Row(
-        "msd", listed("../../etc/a.nii.gz"), Refused("which is outside of the dataset")
+        "msd",
+        listed("../../etc/a.nii.gz"),
+        Refused("dataset.json names '../../etc/a.nii.gz', which is outside of the dataset"),
     ),
     "absolute path in dataset.json": Row(
-        "msd", listed("/etc/a.nii.gz"), Refused("which is outside of the dataset")
+        "msd",
+        listed("/etc/a.nii.gz"),
+        Refused("dataset.json names '/etc/a.nii.gz', which is outside of the dataset"),
     ),
     "URL in dataset.json": Row(
-        "msd", listed("s3://bucket/a.nii.gz"), Refused("which is outside of the dataset")
+        "msd",
+        listed("s3://bucket/a.nii.gz"),
+        Refused("dataset.json names 's3://bucket/a.nii.gz', which is outside of the dataset"),
     ),
     "channels nobody names": Row(
         "msd", description(modality={}), Refused("its description names no channel")
     ),
     "label values beyond 255": Row(
-        "nnunet", description(labels={"background": 0, "box": 256}), Refused("label value 256; 1 to 255")
+        "nnunet",
+        description(labels={"background": 0, "box": 256}),
+        Refused("label value 256; 1 to 255 can be stored"),
     ),
     "zero cases": Row("folder", empty_folders, Refused("no case in")),
     "no such folder": Row("folder", lambda case: shutil.rmtree(case.root), Refused("there is no folder")),
     # What is stored, but should be known
     "same patient in two datasets": Row(
-        "folder", twin_dataset, Warned("scans are in the dataset twin, too (bad = ")
+        "folder", twin_dataset, Warned("scans are in the dataset twin, too (bad = patient001)")
     ),
     "identical volumes under two names": Row(
         "folder",
@@ -497,3 +535,31 @@ def write_row(folder: Path, name: str, case: str = "bad") -> DatasetConfig:
     config = write_dataset(root, row.layout)
     row.spoil(write_case(root, row.layout, case))
     return config
+
+
+def table() -> str:
+    """The table in Markdown: every row, under what comes of it."""
+    said = {
+        Quarantined: lambda outcome: f"quarantined: {outcome.reason}",
+        Accepted: lambda outcome: (
+            "accepted" if outcome.case == "bad" else f"accepted as `{_short(outcome.case)}`"
+        ),
+        Refused: lambda outcome: f"status 2: {outcome.line}",
+        Warned: lambda outcome: f"warning: {outcome.text}",
+    }
+    lines = ["| input | outcome |", "|---|---|"]
+    for kind, words in said.items():
+        lines += [
+            f"| {name} | {words(row.outcome).strip()} |"
+            for name, row in ROWS.items()
+            if isinstance(row.outcome, kind)
+        ]
+    return "\n".join(lines)
+
+
+def _short(case: str) -> str:
+    return case if len(case) < 40 else f"{case[:8]}...{case[-12:]}"
+
+
+if __name__ == "__main__":
+    print(table())  # noqa: T201

@@ -26,6 +26,7 @@ from tests.bad_inputs import (
     Quarantined,
     Refused,
     Warned,
+    table,
     write_row,
 )
 
@@ -66,6 +67,10 @@ def needs_no_root(name: str) -> None:
 
 def test_every_required_kind_has_a_row():
     assert {name.strip().replace("\n", " ") for name in REQUIRED.split(";")} <= set(ROWS)
+
+
+def test_the_documentation_shows_the_table():
+    assert table() in Path(__file__).parents[3].joinpath("docs/data.md").read_text()
 
 
 @pytest.mark.parametrize("name", rows(Quarantined))
