@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -193,10 +193,13 @@ class ManifestHeader(Record):
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The committed cases of one dataset, sorted by id, and the hash of the manifest's bytes."""
+    """The committed cases of one dataset, sorted by id, and the hash of the manifest's bytes.
+
+    `cases` of a manifest that was read lie in its file: each is parsed when it is asked for.
+    """
 
     header: ManifestHeader
-    cases: tuple[CaseRecord, ...]
+    cases: Sequence[CaseRecord]
     sha256: str
 
     @property

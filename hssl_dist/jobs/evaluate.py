@@ -11,6 +11,7 @@ import io
 import json
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from hssl_dist.jobs.hardware import use_hardware
 from hssl_dist.networks.unet import ResidualUNet
 from hssl_dist.networks.weights import ModelCard, build_from_card, load_model, load_state
 from hssl_dist.records import CaseRecord, Manifest, Outcome
-from hssl_dist.sampling.splits import labelled_cases, split_manifest
+from hssl_dist.sampling.splits import labelled_cases, labelled_patients, split_manifest
 from hssl_dist.segmentation import DiceMeans, dice_means
 from hssl_dist.store import open_reader, read_manifest
 from hssl_dist.tracking import FetchedModel, attach_run, fetch_model
@@ -84,7 +85,7 @@ def _check_suits(card: ModelCard, manifest: Manifest) -> None:
         )
 
 
-def _cases_to_score(config: EvaluateConfig, card: ModelCard, manifest: Manifest) -> tuple[CaseRecord, ...]:
+def _cases_to_score(config: EvaluateConfig, card: ModelCard, manifest: Manifest) -> Sequence[CaseRecord]:
     """The cases of the patients the model's card set aside; another dataset is split by the same config."""
     if card.split is None:
         raise CheckpointError(
@@ -92,8 +93,8 @@ def _cases_to_score(config: EvaluateConfig, card: ModelCard, manifest: Manifest)
         )
     if manifest.dataset == card.dataset:
         patients = tuple(card.split[config.part])
-        known = {case.patient for case in manifest.cases if case.labelled}
-        if gone := sorted(set(patients) - known):
+        known = labelled_patients(manifest)
+        if gone := sorted(set(patients) - set(known)):
             raise MissingError(
                 f"{len(gone)} of the {len(patients)} {config.part} patients are not in dataset "
                 f"{manifest.dataset!r} with a label any more, {gone[0]!r} first; "
@@ -115,7 +116,7 @@ def _score(
     config: EvaluateConfig,
     card: ModelCard,
     network: ResidualUNet,
-    cases: tuple[CaseRecord, ...],
+    cases: Sequence[CaseRecord],
     device: torch.device,
     console: Console,
 ) -> list[dict[int, float]]:
@@ -137,7 +138,7 @@ def _report(
     fetched: FetchedModel,
     card: ModelCard,
     manifest: Manifest,
-    cases: tuple[CaseRecord, ...],
+    cases: Sequence[CaseRecord],
     scores: list[dict[int, float]],
     means: DiceMeans,
 ) -> dict[str, Any]:
@@ -165,7 +166,7 @@ def _report(
     }
 
 
-def _table(card: ModelCard, cases: tuple[CaseRecord, ...], scores: list[dict[int, float]]) -> str:
+def _table(card: ModelCard, cases: Sequence[CaseRecord], scores: list[dict[int, float]]) -> str:
     """One row per case and class; an empty score where the class is in neither prediction nor label."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -107,8 +107,8 @@ class _Patients:
 
     split: Split
     labelled: tuple[str, ...]
-    training_cases: tuple[CaseRecord, ...]
-    validation_cases: tuple[CaseRecord, ...]
+    training_cases: Sequence[CaseRecord]
+    validation_cases: Sequence[CaseRecord]
 
     def as_json(self, config: FinetuneConfig) -> dict[str, Any]:
         """What a model's card keeps of it, so that no later evaluation meets a training patient."""

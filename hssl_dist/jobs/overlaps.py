@@ -78,7 +78,7 @@ def _others(root: str, manifests: Mapping[str, Manifest], console: Console) -> d
     for name in store.list_datasets(root):
         if name not in manifests:
             try:
-                others[name] = store.read_manifest(root, name)
+                others[name] = store.read_whole_manifest(root, name)
             except StoreError as error:
                 console.warn(f"{error}; its scans were not compared with those of the other datasets")
     return others

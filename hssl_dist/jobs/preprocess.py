@@ -192,7 +192,7 @@ def _key(case: HashedCase, recipe: Recipe) -> str:
 def _previous_manifest(work: _Work) -> Manifest | None:
     """The dataset's manifest as an earlier run left it. A damaged one is made anew from the records."""
     try:
-        return store.read_manifest(work.root, work.name)
+        return store.read_whole_manifest(work.root, work.name)
     except MissingError:
         return None
     except CorruptError as error:

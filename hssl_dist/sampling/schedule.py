@@ -5,8 +5,11 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Int32
 
 from hssl_dist.augment.seeds import sample_seed, stream
 from hssl_dist.config.pretrain import SamplingConfig
@@ -14,8 +17,7 @@ from hssl_dist.errors import ConfigError
 from hssl_dist.records import CaseRecord, Manifest, Region, Shape
 from hssl_dist.sampling.placement import draw_start
 from hssl_dist.sampling.splits import without_test
-
-Patients = tuple[tuple[CaseRecord, ...], ...]
+from hssl_dist.store import CaseColumns, Names, case_columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,8 @@ class Schedule:
     of a step divide the tasks' probabilities among them evenly (systematic sampling), so a batch is as close
     to those as its number of blocks allows, and each block on its own follows them over the steps.
 
-    Construction is linear in the number of cases; a draw costs the same for any number of cases.
+    It holds numbers alone, a few bytes per case: a draw costs the same for any number of cases, and parses
+    the record that it draws.
     """
 
     tasks: tuple[str, ...]
@@ -45,16 +48,17 @@ class Schedule:
     def __init__(
         self, manifests: Mapping[str, Manifest], config: SamplingConfig, seed: int, global_batch: int
     ) -> None:
-        cases = _eligible(manifests, config)
-        self.tasks = tuple(sorted({case.task for case in cases}))
-        self.groups = tuple(sorted({case.group for case in cases}))
+        names = _dataset_names(manifests, config)
         self.config, self.seed, self.global_batch = config, seed, global_batch
         self.region_shape = region_shape(config)
         self._blocks = max(1, global_batch // config.block_size)
+        self._records = [manifests[name].cases for name in names]
+        self._cases = _CaseTable(_eligible([manifests[name] for name in names], config))
+        if not self._cases.tasks:
+            raise ConfigError(f"there is no case to draw from in {', '.join(names) or 'the store'}")
+        self.tasks, self.groups = self._cases.tasks, self._cases.groups
         self._group_numbers = {name: number for number, name in enumerate(self.groups)}
-        self._patients = _by_patient(cases, self.tasks)
-        sizes = [sum(len(patient) for patient in patients) for patients in self._patients]
-        weights = list(itertools.accumulate(size**config.task_exponent for size in sizes))
+        weights = list(itertools.accumulate(size**config.task_exponent for size in self._cases.task_sizes))
         self.task_probabilities = tuple(
             (high - low) / weights[-1] for low, high in itertools.pairwise([0.0, *weights])
         )
@@ -68,9 +72,10 @@ class Schedule:
         """What sample `index` (0 .. global_batch - 1) of step `step` sees."""
         task = self._task(step, index * self._blocks // self.global_batch)
         rng = stream(self.seed_of(step, index), "region")
-        patients = self._patients[task]
-        cases = patients[rng.integers(len(patients))]
-        record = cases[rng.integers(len(cases))]
+        patients = self._cases.patients(task)
+        cases = self._cases.of_patient(patients[rng.integers(len(patients))])
+        dataset, place = self._cases.where(cases[rng.integers(len(cases))])
+        record = self._records[dataset][place]
         region = Region(
             dataset=record.dataset,
             case=record.id,
@@ -93,25 +98,79 @@ def region_shape(config: SamplingConfig) -> Shape:
     return z, y, x
 
 
-def _eligible(manifests: Mapping[str, Manifest], config: SamplingConfig) -> list[CaseRecord]:
-    names = config.datasets or tuple(sorted(manifests))
-    for name in names:
+def _dataset_names(manifests: Mapping[str, Manifest], config: SamplingConfig) -> list[str]:
+    """The datasets to draw from, sorted."""
+    for name in config.datasets:
         if name not in manifests:
             known = ", ".join(sorted(manifests)) or "no dataset"
             raise ConfigError(f"sampling.datasets names {name!r}; the store has {known}")
-    chosen = [manifests[name] for name in dict.fromkeys(names)]
+    return sorted(set(config.datasets or manifests))
+
+
+@dataclass(frozen=True, slots=True)
+class _Eligible:
+    """The cases of a dataset to draw from: their places in its manifest, sorted by id, and its columns."""
+
+    places: Int32[np.ndarray, " eligible"]
+    columns: CaseColumns
+
+
+def _eligible(manifests: Sequence[Manifest], config: SamplingConfig) -> list[_Eligible]:
+    left: Sequence[Bool[np.ndarray, " _"]]
     if config.exclude_test is not None:
-        cases = without_test(chosen, config.exclude_test)
+        left = without_test(manifests, config.exclude_test)
     else:
-        cases = [case for manifest in chosen for case in manifest.cases]
-    if not cases:
-        raise ConfigError(f"there is no case to draw from in {', '.join(names) or 'the store'}")
-    return cases
+        left = [np.ones(len(manifest.cases), bool) for manifest in manifests]
+    columns = [case_columns(manifest.cases) for manifest in manifests]
+    return [_Eligible(own.by_id[allowed[own.by_id]], own) for own, allowed in zip(columns, left, strict=True)]
 
 
-def _by_patient(cases: list[CaseRecord], tasks: tuple[str, ...]) -> tuple[Patients, ...]:
-    """For each task its patients, for each of them the cases; sorted, whatever the manifests' order."""
-    table: dict[str, dict[tuple[str, str], list[CaseRecord]]] = {task: {} for task in tasks}
-    for case in sorted(cases, key=lambda case: (case.dataset, case.id)):
-        table[case.task].setdefault((case.dataset, case.patient), []).append(case)
-    return tuple(tuple(tuple(table[task][patient]) for patient in sorted(table[task])) for task in tasks)
+class _CaseTable:
+    """Cases of several datasets in order of task, dataset, patient and id, in arrays of numbers."""
+
+    def __init__(self, datasets: Sequence[_Eligible]) -> None:
+        self.tasks, tasks = _numbered([(part.columns.tasks, part.places) for part in datasets])
+        self.groups, _ = _numbered([(part.columns.groups, part.places) for part in datasets])
+        dataset = _joined([np.full(len(part.places), n, np.int32) for n, part in enumerate(datasets)])
+        patient = _joined([part.columns.patients.numbers[part.places] for part in datasets])
+        order = np.lexsort((patient, dataset, tasks))  # stable: within a patient, sorted by id
+        tasks, patient = tasks[order], patient[order]
+        self._dataset = dataset[order]
+        self._place = _joined([part.places for part in datasets])[order]
+        keys = np.stack((tasks, self._dataset, patient))
+        begins = np.flatnonzero(np.any(keys[:, 1:] != keys[:, :-1], axis=0)) + 1
+        self._patient_begins = np.concatenate(([0], begins, [len(order)])).astype(np.int32)
+        numbers = np.arange(len(self.tasks) + 1)
+        task_begins = np.searchsorted(tasks, numbers)
+        self.task_sizes: list[int] = np.diff(task_begins).tolist()
+        self._task_begins: list[int] = np.searchsorted(self._patient_begins[:-1], task_begins).tolist()
+
+    def patients(self, task: int) -> range:
+        """The patients of a task."""
+        return range(self._task_begins[task], self._task_begins[task + 1])
+
+    def of_patient(self, patient: int) -> range:
+        """The cases of a patient."""
+        return range(int(self._patient_begins[patient]), int(self._patient_begins[patient + 1]))
+
+    def where(self, case: int) -> tuple[int, int]:
+        """The number of a case's dataset, and its place in that dataset's manifest."""
+        return int(self._dataset[case]), int(self._place[case])
+
+
+def _numbered(
+    parts: Sequence[tuple[Names, Int32[np.ndarray, " _"]]],
+) -> tuple[tuple[str, ...], Int32[np.ndarray, " case"]]:
+    """The names of the eligible cases of all datasets, sorted, and the number of each case's."""
+    used = [{names.values[number] for number in np.unique(names.numbers[places])} for names, places in parts]
+    values = tuple(sorted(set().union(*used)))
+    known = {name: number for number, name in enumerate(values)}
+    numbers = [
+        np.array([known.get(name, -1) for name in names.values], np.int32)[names.numbers[places]]
+        for names, places in parts
+    ]
+    return values, _joined(numbers)
+
+
+def _joined(parts: Sequence[Int32[np.ndarray, " _"]]) -> Int32[np.ndarray, " case"]:
+    return np.concatenate([np.empty(0, np.int32), *parts])

@@ -12,11 +12,16 @@ import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import overload
+
+import numpy as np
+from jaxtyping import Bool, Int64
 
 from hssl_dist.config.finetune import LabelsConfig
 from hssl_dist.config.parts import SplitConfig
 from hssl_dist.errors import ConfigError
 from hssl_dist.records import CaseRecord, Manifest
+from hssl_dist.store import CaseColumns, case_columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,36 +60,63 @@ def split_manifest(manifest: Manifest, split: SplitConfig) -> Split:
 
     Patients who share a scan stay together, in the place of the first of them by name.
     """
-    first = _first_alike(case for case in manifest.cases if case.labelled)
-    parts = split_patients(first.values(), split)
+    columns = case_columns(manifest.cases)
+    names, first = columns.patients.values, _first_alike(columns)
+    parts = split_patients({names[number] for number in first.values()}, split)
     return Split(
         *(
-            tuple(sorted(patient for patient in first if first[patient] in part))
+            tuple(names[patient] for patient in first if names[first[patient]] in part)
             for part in map(frozenset, (parts.train, parts.validation, parts.test))
         )
     )
 
 
-def without_test(manifests: Sequence[Manifest], split: SplitConfig) -> list[CaseRecord]:
-    """The cases left when each dataset's test patients are held out, and with them every case, of whatever
-    dataset, that shows one of their scans.
+def without_test(manifests: Sequence[Manifest], split: SplitConfig) -> list[Bool[np.ndarray, " case"]]:
+    """Which cases of each dataset are left when its test patients are held out, and with them every case, of
+    whatever dataset, that shows one of their scans.
     """
-    held_out = {
-        (manifest.dataset, name) for manifest in manifests for name in split_manifest(manifest, split).test
-    }
-    cases = [case for manifest in manifests for case in manifest.cases]
-    scans = {mark for case in cases if (case.dataset, case.patient) in held_out for mark in case.fingerprints}
-    return [
-        case
-        for case in cases
-        if (case.dataset, case.patient) not in held_out and scans.isdisjoint(case.fingerprints)
+    columns = [case_columns(manifest.cases) for manifest in manifests]
+    held_out = [
+        _cases_of(own, split_manifest(manifest, split).test)
+        for own, manifest in zip(columns, manifests, strict=True)
     ]
+    scans = [own.scans[held[own.scan_cases]] for own, held in zip(columns, held_out, strict=True)]
+    tested = np.concatenate([np.empty(0, np.uint64), *scans])
+    for own, held in zip(columns, held_out, strict=True):
+        held[own.scan_cases[np.isin(own.scans, tested)]] = True
+    return [~held for held in held_out]
 
 
-def labelled_cases(manifest: Manifest, patients: Iterable[str]) -> tuple[CaseRecord, ...]:
-    """The labelled cases of these patients, in the manifest's order."""
-    wanted = set(patients)
-    return tuple(case for case in manifest.cases if case.labelled and case.patient in wanted)
+def labelled_patients(manifest: Manifest) -> tuple[str, ...]:
+    """The patients with a labelled case, sorted."""
+    columns = case_columns(manifest.cases)
+    numbers = np.unique(columns.patients.numbers[columns.labelled])
+    return tuple(columns.patients.values[number] for number in numbers)
+
+
+def labelled_cases(manifest: Manifest, patients: Iterable[str]) -> Sequence[CaseRecord]:
+    """The labelled cases of these patients, in the manifest's order; each is parsed when asked for."""
+    columns = case_columns(manifest.cases)
+    return ChosenCases(manifest.cases, np.flatnonzero(columns.labelled & _cases_of(columns, patients)))
+
+
+class ChosenCases(Sequence[CaseRecord]):
+    """Some cases of a manifest, by their places in it."""
+
+    def __init__(self, cases: Sequence[CaseRecord], places: Int64[np.ndarray, " chosen"]) -> None:
+        self._cases, self._places = cases, places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, key: int) -> CaseRecord: ...
+    @overload
+    def __getitem__(self, key: slice) -> tuple[CaseRecord, ...]: ...
+    def __getitem__(self, key: int | slice) -> CaseRecord | tuple[CaseRecord, ...]:
+        if isinstance(key, slice):
+            return tuple(self._cases[place] for place in self._places[key])
+        return self._cases[int(self._places[key])]
 
 
 def label_subset(train: Iterable[str], labels: LabelsConfig) -> tuple[str, ...]:
@@ -93,21 +125,32 @@ def label_subset(train: Iterable[str], labels: LabelsConfig) -> tuple[str, ...]:
     return tuple(sorted(order[: _share(labels.fraction, len(order))]))
 
 
-def _first_alike(cases: Iterable[CaseRecord]) -> dict[str, str]:
-    """For each patient the first, by name, of all he shares scans with, be it through others."""
-    first: dict[str, str] = {}
-    owner: dict[str, str] = {}
+def _cases_of(columns: CaseColumns, patients: Iterable[str]) -> Bool[np.ndarray, " case"]:
+    """Which cases are of these patients."""
+    wanted = set(patients)
+    chosen = np.array([name in wanted for name in columns.patients.values], bool)
+    cases: Bool[np.ndarray, " case"] = chosen[columns.patients.numbers]
+    return cases
 
-    def root(patient: str) -> str:
+
+def _first_alike(columns: CaseColumns) -> dict[int, int]:
+    """For each patient with a label, sorted, the first of all he shares a labelled case's scan with, be it
+    through others. Patients by number, which is by name.
+    """
+    first = {int(number): int(number) for number in np.unique(columns.patients.numbers[columns.labelled])}
+
+    def root(patient: int) -> int:
         while first[patient] != patient:
             patient = first[patient]
         return patient
 
-    for case in cases:
-        first.setdefault(case.patient, case.patient)
-        for mark in case.fingerprints:
-            one, other = sorted((root(case.patient), root(owner.setdefault(mark, case.patient))))
-            first[other] = one
+    labelled = columns.labelled[columns.scan_cases]
+    scans, owners = columns.scans[labelled], columns.patients.numbers[columns.scan_cases[labelled]]
+    order = np.argsort(scans, kind="stable")
+    scans, owners = scans[order], owners[order]
+    for place in np.flatnonzero(scans[1:] == scans[:-1]):
+        one, other = sorted((root(int(owners[place])), root(int(owners[place + 1]))))
+        first[other] = one
     return {patient: root(patient) for patient in first}
 
 

@@ -50,7 +50,7 @@ class SupervisedLoader:
         seed: int,
         prefetch_batches: int = 2,
     ) -> None:
-        self._patients = _by_patient(records)
+        self._records, self._patients = records, _by_patient(records)
         self._reader = reader
         self._patch_size, self._batch_size = patch_size, batch_size
         self._foreground, self._seed, self._depth = foreground, seed, prefetch_batches
@@ -76,7 +76,7 @@ class SupervisedLoader:
     def _draw(self, seed: int) -> tuple[CaseRecord, list[Region]]:
         rng = stream(seed, "patch")
         cases = self._patients[rng.integers(len(self._patients))]
-        record = cases[rng.integers(len(cases))]
+        record = self._records[cases[rng.integers(len(cases))]]
         start = draw_start(record, self._patch_size, self._foreground, rng)
         return record, [
             Region(record.dataset, record.id, channel, start, self._patch_size)
@@ -93,17 +93,19 @@ def _read_label(reader: Reader, record: CaseRecord, region: Region) -> UInt8[np.
         raise unreadable(record, error) from error
 
 
-def _by_patient(records: Sequence[CaseRecord]) -> list[list[CaseRecord]]:
+def _by_patient(records: Sequence[CaseRecord]) -> list[list[int]]:
+    """For each patient the places of its cases, sorted, whatever the order of `records`."""
     if not records:
         raise ConfigError("there is no labelled case to train on; raise labels.fraction or check the split")
-    patients: dict[tuple[str, str], list[CaseRecord]] = {}
-    for record in sorted(records, key=lambda record: (record.dataset, record.id)):
+    channels = records[0].modalities
+    patients: dict[tuple[str, str], list[tuple[str, int]]] = {}
+    for place, record in enumerate(records):
         if not record.labelled:
             raise ConfigError(f"case {record.id!r} of dataset {record.dataset!r} has no label to train on")
-        if record.modalities != records[0].modalities:
+        if record.modalities != channels:
             raise ConfigError(
                 f"case {record.id!r} has the channels {record.modalities}, {records[0].id!r} has "
-                f"{records[0].modalities}; a network takes one set of channels"
+                f"{channels}; a network takes one set of channels"
             )
-        patients.setdefault((record.dataset, record.patient), []).append(record)
-    return [patients[patient] for patient in sorted(patients)]
+        patients.setdefault((record.dataset, record.patient), []).append((record.id, place))
+    return [[place for _, place in sorted(patients[patient])] for patient in sorted(patients)]

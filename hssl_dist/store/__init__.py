@@ -10,6 +10,7 @@ Writing needs zarr-python, which training does not: `write_case` is imported fro
 The format is described in docs/store.md.
 """
 
+from hssl_dist.store.case_lines import CaseColumns, Names, case_columns
 from hssl_dist.store.figures import ReadFigures
 from hssl_dist.store.manifest import (
     list_datasets,
@@ -17,6 +18,7 @@ from hssl_dist.store.manifest import (
     read_manifests,
     read_quarantine,
     read_records,
+    read_whole_manifest,
     release,
     remove_case,
     withdraw,
@@ -28,14 +30,18 @@ from hssl_dist.store.objects import verify
 from hssl_dist.store.reader import Reader, open_reader
 
 __all__ = [
+    "CaseColumns",
+    "Names",
     "ReadFigures",
     "Reader",
+    "case_columns",
     "list_datasets",
     "open_reader",
     "read_manifest",
     "read_manifests",
     "read_quarantine",
     "read_records",
+    "read_whole_manifest",
     "release",
     "remove_case",
     "verify",

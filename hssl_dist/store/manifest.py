@@ -7,17 +7,18 @@ when or where it was written: equal stores have byte-identical manifests.
 from __future__ import annotations
 
 import hashlib
-import posixpath
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from pydantic import ValidationError
 
 from hssl_dist import files
-from hssl_dist.errors import CorruptError, MissingError, StoreError
+from hssl_dist.errors import CorruptError, MissingError
 from hssl_dist.records import CaseRecord, Manifest, ManifestHeader, Quarantined, Record
 from hssl_dist.store import layout
-from hssl_dist.store.sealed import seal, unseal
+from hssl_dist.store.case_lines import open_manifest
+from hssl_dist.store.sealed import seal
 
 SomeRecord = TypeVar("SomeRecord", bound=Record)
 
@@ -32,16 +33,21 @@ def list_datasets(root: str) -> list[str]:
 
 
 def read_manifest(root: str, dataset: str) -> Manifest:
-    """The committed cases of a dataset.
+    """The committed cases of a dataset; what is promised of them when is said in `store.case_lines`.
 
     Raises MissingError if there is no manifest, CorruptError if its bytes are not as they were written.
     """
     url = layout.manifest_url(root, dataset)
     try:
-        data = files.read(url)
+        return open_manifest(url)
     except FileNotFoundError:
         raise MissingError(f"no manifest at {url}; preprocess the dataset {dataset!r} first") from None
-    return _parse(url, data)
+
+
+def read_whole_manifest(root: str, dataset: str) -> Manifest:
+    """`read_manifest` with all records in memory: a damaged one is met here, not when it is asked for."""
+    manifest = read_manifest(root, dataset)
+    return replace(manifest, cases=tuple(manifest.cases))
 
 
 def read_manifests(root: str, datasets: Sequence[str] = ()) -> dict[str, Manifest]:
@@ -57,37 +63,16 @@ def write_manifest(root: str, header: ManifestHeader, cases: Iterable[CaseRecord
     url = layout.manifest_url(root, header.dataset)
     ordered = sorted(cases, key=lambda record: record.id)
     data = seal((header, *ordered))
-    if not files.exists(url) or files.read(url) != data:
+    digest = hashlib.sha256(data).hexdigest()
+    if not files.exists(url) or files.sha256(url) != (digest, len(data)):
         files.write(url, data)
-    return Manifest(header, tuple(ordered), hashlib.sha256(data).hexdigest())
+    return Manifest(header, tuple(ordered), digest)
 
 
 def withdraw(root: str, manifest: Manifest, case_ids: Iterable[str]) -> Manifest:
     """Take cases out of a manifest before their objects change, so that it never lists a torn case."""
     leaving = set(case_ids)
     return write_manifest(root, manifest.header, (case for case in manifest.cases if case.id not in leaving))
-
-
-def _parse(url: str, data: bytes) -> Manifest:
-    lines = unseal(url, data)
-    try:
-        header = ManifestHeader.model_validate_json(lines[0])
-        cases = tuple(CaseRecord.model_validate_json(line) for line in lines[1:])
-    except (ValidationError, IndexError) as error:
-        raise CorruptError(f"{url} is no manifest of format 1; preprocess the dataset again") from error
-    for case in cases:
-        _check_paths(url, case)
-    return Manifest(header, cases, hashlib.sha256(data).hexdigest())
-
-
-def _check_paths(url: str, record: CaseRecord) -> None:
-    """A manifest may come from anywhere: its paths must stay inside its case."""
-    folder = layout.case_folder(record.id)
-    for item in record.objects:
-        if not item.path.startswith(f"{folder}/") or posixpath.normpath(item.path) != item.path:
-            raise StoreError(
-                f"{url} lists {item.path!r}, which is outside of its case {folder}; do not use it"
-            )
 
 
 # --------------------------------------------------------------------------------- commit records, quarantine

@@ -1,4 +1,5 @@
 import collections
+import hashlib
 
 import pytest
 
@@ -6,6 +7,7 @@ from hssl_dist.config.parts import SplitConfig
 from hssl_dist.config.pretrain import SamplingConfig
 from hssl_dist.errors import ConfigError
 from hssl_dist.sampling import Schedule, region_shape, split_manifest
+from hssl_dist.store import read_manifests, write_manifest
 
 CONFIG = SamplingConfig(patch_size=(4, 8, 8), margin=0.5, block_size=4)
 
@@ -45,6 +47,60 @@ def test_a_draw_depends_on_seed_step_and_index_alone(manifests, manifest):
     assert all(draw == forwards[step][index] for (step, index), draw in backwards.items())
     assert all_draws(Schedule(manifests, CONFIG, 4, 8), 4) != forwards
     assert schedule.seed_of(2, 1) == other.seed_of(2, 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "seed", "global_batch", "expected"),
+    [
+        ({}, 0, 16, "7559329012dd16fd75fbe952c54c6cc80233487a4d4376d11ec2158798faa775"),
+        (
+            {"task_exponent": 0.0, "block_size": 3},
+            7,
+            10,
+            "412ff9a70905a729a578a0c5fee2a9e398111e2e4e7f40e155a6ba7a0d88872f",
+        ),
+        (
+            {
+                "exclude_test": SplitConfig(test=0.3, seed=2),
+                "foreground": 0.9,
+                "datasets": ("more", "heart"),
+            },
+            3,
+            5,
+            "91bb732ee8e4182e73fd43166243b136b744a7980ac96144e04c543834ad8f1a",
+        ),
+    ],
+)
+@pytest.mark.parametrize("where", ["memory", "file"])
+def test_draws_are_those_of_earlier_versions(
+    record, manifest, tmp_path, changes, seed, global_batch, expected, where
+):
+    voxels = {"1": ((1, 2, 3), (4, 5, 6), (7, 8, 9)), "2": ((0, 19, 39),), "3": ()}
+    heart = [
+        record(f"h{n}", f"p{n // 3}", "heart", (8 + n, 20, 40), n % 4 != 0, 2, voxels, group="chest")
+        for n in range(40)
+    ]
+    lung = [record(f"l{n}", None, "lung", (9, 30, 5 + n), group="chest") for n in range(11)]
+    more = [
+        record(f"h{n}", f"p{n}", "more", (30, 30, 30), n % 2 == 0, 1, voxels, task="heart", group="head")
+        for n in range(7)
+    ]
+    manifests = {cases[0].dataset: manifest(*cases) for cases in (heart, lung, more)}
+    if where == "file":
+        for made in manifests.values():
+            write_manifest(str(tmp_path), made.header, made.cases)
+        manifests = read_manifests(str(tmp_path))
+    schedule = Schedule(manifests, CONFIG.model_copy(update=changes), seed, global_batch)
+
+    rows = []
+    for step in (0, 1, 2, 1000, 10**6):
+        for index in range(global_batch):
+            draw = schedule.draw(step, index)
+            region, numbers = draw.region, (schedule.seed_of(step, index), draw.task, draw.group)
+            where_it_is = (region.dataset, region.case, region.channel, region.start, region.shape)
+            rows.append((*numbers, *where_it_is))
+
+    assert hashlib.sha256(repr(rows).encode()).hexdigest() == expected
 
 
 @pytest.mark.parametrize(("global_batch", "sizes"), [(8, [4, 4]), (3, [3]), (11, [6, 5]), (16, [4] * 4)])
