@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
     import numpy as np
-    from jaxtyping import Float32, UInt8
+    from jaxtyping import Float32, Shaped, UInt8
 
 Triple = tuple[float, float, float]
 Shape = tuple[int, int, int]
@@ -65,14 +65,44 @@ class Case:
 
 
 @dataclass(frozen=True, slots=True)
-class Volume:
-    """A case in memory: `c z y x` float32 image, `z y x` uint8 label or None, and where it came from."""
+class Scaling:
+    """What numbers stand for: `value = number * scale_factor + add_offset` (the CF conventions' names)."""
 
-    image: Float32[np.ndarray, "channel z y x"]
+    scale_factor: float = 1.0
+    add_offset: float = 0.0
+
+    def values(self, numbers: Shaped[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
+        """The values of numbers, rounded to float32 once. Unscaled float32 is returned as it is."""
+        if self == Scaling():
+            return numbers.astype("float32", copy=False)
+        return (numbers.astype("float64") * self.scale_factor + self.add_offset).astype("float32")
+
+    def round_into(
+        self, numbers: Shaped[np.ndarray, "*shape"], values: Float32[np.ndarray, "*shape"]
+    ) -> None:
+        """Write the nearest numbers of values to `numbers`. The values are overwritten on the way."""
+        if self != Scaling():
+            values -= self.add_offset
+            values /= self.scale_factor
+        if numbers.dtype.kind in "iu":
+            values.round(out=values)
+        numbers[...] = values
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """A case in memory: `c z y x` image, `z y x` uint8 label or None, and where it came from.
+
+    The image is held in the smallest form that is exact: in numbers of a file or a store, or as float32. Its
+    intensities are `scaling.values(image)`; whoever needs them takes a few slices at a time.
+    """
+
+    image: Shaped[np.ndarray, "channel z y x"]
     label: UInt8[np.ndarray, "z y x"] | None
     spacing_mm: Triple
     modalities: tuple[str, ...]
     geometry: Geometry
+    scaling: Scaling = Scaling()
 
 
 class Geometry(Record):

@@ -1,19 +1,23 @@
-"""From a `Case` to a checked `Volume`: RAS, `z y x`, float32 image and uint8 label."""
+"""From a `Case` to a checked `Volume`: RAS, `z y x`, the image as its file has it, uint8 label."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
 from typing import Any, cast
 
 import numpy as np
-from jaxtyping import Float32, Shaped, UInt8
+from jaxtyping import Shaped, UInt8
 
 from hssl_dist.errors import InputError
 from hssl_dist.imaging.orientation import ras_spacing_mm, to_ras
 from hssl_dist.imaging.source import SourceHeader, SourceImage, read_source
-from hssl_dist.records import Case, Geometry, Shape, Volume
+from hssl_dist.records import Case, Geometry, Scaling, Shape, Volume
+
+Numbers = np.ndarray[Any, np.dtype[Any]]
+
+WIDEST_BYTES = 2
+"""Voxels up to so wide are held as the file has them; float32 would take more memory and say no more."""
 
 GRID_TOLERANCE_VOXELS = 0.1
 """Two files share a grid if no corner voxel lies further apart than this share of the smallest voxel edge."""
@@ -26,30 +30,24 @@ def load_case(case: Case, classes: dict[int, str], max_voxels: int) -> Volume:
     """Read, check and orient a case.
 
     `classes` are the declared label values (without 0, the background); `max_voxels` bounds the voxels, over
-    all channels, that a header may declare. Raises InputError with one true reason if a file is missing,
-    damaged, too large, of a type or geometry that is no 3D image, holds NaN, infinity or a single value, or
-    if the label lies on another grid or holds other values. A label without any foreground is accepted.
+    all channels, that a header may declare. Voxels of one or two bytes stay as the file has them, with its
+    scaling; wider ones become float32. Memory: the files' voxels twice. Raises InputError with one true
+    reason if a file is missing, damaged, too large, of a type or geometry that is no 3D image, holds NaN,
+    infinity or a single value, or if the label lies on another grid or holds other values. A label without
+    any foreground is accepted.
     """
     first = read_source(case.images[0], max_voxels)
-    channels = _channel_count(case, first.header, max_voxels)
-    shape: Shape = to_ras(first.raw[0], first.header.affine).shape
-    image = np.empty((channels, *shape), dtype=np.float32)
-    later = (read_source(url, max_voxels) for url in case.images[1:])
-    index = 0
-    for source in itertools.chain([first], later):
-        if index > 0 and source.header.channels != 1:
-            raise InputError(
-                f"{source.name}: {source.header.channels} channels in a file that is one channel"
-            )
-        _check_grid(source, first)
-        for raw in source.raw:
-            _fill_channel(image[index], raw, source)
-            index += 1
-    label = _load_label(case.label, first, classes, max_voxels) if case.label is not None else None
-    spacing_mm = ras_spacing_mm(first.header.affine)
+    _check_channels(case, first.header, max_voxels)
+    name, header = first.name, first.header
+    sources = [first, *(_read_channel(url, name, header, max_voxels) for url in case.images[1:])]
+    del first  # so that `_take` frees one file's voxels after the other
+    image, scaling = _take(sources)
+    label = _load_label(case.label, name, header, classes, max_voxels) if case.label is not None else None
+    shape: Shape = image.shape[1:]
+    spacing_mm = ras_spacing_mm(header.affine)
     geometry = Geometry(
-        original_shape=first.header.shape,
-        original_affine=cast("Any", tuple(tuple(float(x) for x in row) for row in first.header.affine)),
+        original_shape=header.shape,
+        original_affine=cast("Any", tuple(tuple(float(x) for x in row) for row in header.affine)),
         oriented_shape=shape,
         oriented_spacing_mm=spacing_mm,
         crop_start=(0, 0, 0),
@@ -57,11 +55,11 @@ def load_case(case: Case, classes: dict[int, str], max_voxels: int) -> Volume:
         shape=shape,
         spacing_mm=spacing_mm,
     )
-    return Volume(image, label, spacing_mm, case.modalities, geometry)
+    return Volume(image, label, spacing_mm, case.modalities, geometry, scaling)
 
 
-def _channel_count(case: Case, header: SourceHeader, max_voxels: int) -> int:
-    """Channels of the case, after checking that the first file fits them."""
+def _check_channels(case: Case, header: SourceHeader, max_voxels: int) -> None:
+    """Raise InputError unless the first file has as many channels as it should."""
     channels = len(case.modalities)
     expected = channels if len(case.images) == 1 else 1
     if header.channels != expected:
@@ -70,65 +68,91 @@ def _channel_count(case: Case, header: SourceHeader, max_voxels: int) -> int:
         )
     if channels * math.prod(header.shape) > max_voxels:
         raise InputError(f"{case.id}: {channels} channels of {header.shape} exceed max_voxels {max_voxels}")
-    return channels
 
 
-def _check_grid(source: SourceImage, reference: SourceImage) -> None:
-    """Raise InputError unless both files have the same shape and, within the tolerance, the same affine."""
-    shape, expected = source.header.shape, reference.header.shape
+def _read_channel(url: str, name: str, header: SourceHeader, max_voxels: int) -> SourceImage:
+    """A further file of a case whose first is called `name`."""
+    source = read_source(url, max_voxels)
+    if source.header.channels != 1:
+        raise InputError(f"{source.name}: {source.header.channels} channels in a file that is one channel")
+    _check_grid(source, name, header)
+    return source
+
+
+def _check_grid(source: SourceImage, name: str, reference: SourceHeader) -> None:
+    """Raise InputError unless a file has the shape and, within the tolerance, the affine of file `name`."""
+    shape, expected = source.header.shape, reference.shape
     if shape != expected:
-        raise InputError(f"{source.name}: shape {shape} differs from {expected} of {reference.name}")
+        raise InputError(f"{source.name}: shape {shape} differs from {expected} of {name}")
     corners = np.array([(*corner, 1) for corner in itertools.product(*((0, size - 1) for size in shape))])
-    apart = corners @ (source.header.affine - reference.header.affine).T[:, :3]
+    apart = corners @ (source.header.affine - reference.affine).T[:, :3]
     distance = float(np.linalg.norm(apart, axis=1).max())
-    edge = min(ras_spacing_mm(reference.header.affine))
+    edge = min(ras_spacing_mm(reference.affine))
     if distance > GRID_TOLERANCE_VOXELS * edge:
         raise InputError(
-            f"{source.name}: lies up to {distance:.3g} mm away from {reference.name} (affines differ); "
+            f"{source.name}: lies up to {distance:.3g} mm away from {name} (affines differ); "
             f"at most {GRID_TOLERANCE_VOXELS * edge:.3g} mm is tolerated"
         )
 
 
-def _scaled_slices(
-    raw: Shaped[np.ndarray, "z y x"], header: SourceHeader
-) -> Iterator[Shaped[np.ndarray, "y x"]]:
-    """Slices of true intensities: as stored if unscaled, else float64. One slice at a time bounds memory."""
-    scaled = (header.slope, header.intercept) != (1.0, 0.0)
-    for plane in raw:
-        yield plane * np.float64(header.slope) + header.intercept if scaled else plane
+def _take(sources: list[SourceImage]) -> tuple[Numbers, Scaling]:
+    """All channels of some files, oriented, in one piece; empties the list as it goes."""
+    kept = {(source.header.dtype.newbyteorder("="), _scaling(source.header)) for source in sources}
+    exact = len(kept) == 1 and sources[0].header.dtype.itemsize <= WIDEST_BYTES
+    dtype, scaling = kept.pop() if exact else (np.dtype(np.float32), Scaling())
+    image: Numbers | None = None
+    index = 0
+    while sources:
+        source = sources.pop(0)
+        for raw in source.raw:
+            oriented = to_ras(raw, source.header.affine)
+            if image is None:
+                image = np.empty((source.header.channels + len(sources), *oriented.shape), dtype)
+            with np.errstate(over="ignore", invalid="ignore"):
+                for plane, numbers in zip(image[index], oriented, strict=True):
+                    plane[...] = numbers if exact else _scaling(source.header).values(numbers)
+                _check_values(image[index], scaling, source.name)
+            index += 1
+    if image is None:
+        raise ValueError("a case needs a file")
+    return image, scaling
 
 
-def _fill_channel(
-    channel: Float32[np.ndarray, "z y x"], raw: Shaped[np.ndarray, "k j i"], source: SourceImage
-) -> None:
-    """Write one channel's intensities, oriented, and check that they are finite and not all the same."""
-    oriented = to_ras(raw, source.header.affine)
-    with np.errstate(over="ignore", invalid="ignore"):
-        for plane, values in zip(channel, _scaled_slices(oriented, source.header), strict=True):
-            plane[...] = values
-    low, high = float(channel.min()), float(channel.max())
+def _scaling(header: SourceHeader) -> Scaling:
+    return Scaling(header.slope, header.intercept)
+
+
+def _check_values(channel: Shaped[np.ndarray, "z y x"], scaling: Scaling, name: str) -> None:
+    """Raise InputError unless all intensities are finite and some differ."""
+    low, high = (float(scaling.values(number)) for number in (channel.min(), channel.max()))
     if not (math.isfinite(low) and math.isfinite(high)):
-        bad = int(channel.size - np.count_nonzero(np.isfinite(channel)))
-        raise InputError(f"{source.name}: {bad} of {channel.size} voxels are NaN or infinite")
+        finite = sum(np.count_nonzero(np.isfinite(scaling.values(plane))) for plane in channel)
+        raise InputError(f"{name}: {channel.size - finite} of {channel.size} voxels are NaN or infinite")
     if low == high:
-        raise InputError(f"{source.name}: the image is constant: every voxel is {low:g}")
+        raise InputError(f"{name}: the image is constant: every voxel is {low:g}")
 
 
 def _load_label(
-    url: str, image: SourceImage, classes: dict[int, str], max_voxels: int
+    url: str, image_name: str, image: SourceHeader, classes: dict[int, str], max_voxels: int
 ) -> UInt8[np.ndarray, "z y x"]:
     """A label as uint8, oriented like its image."""
     source = read_source(url, max_voxels)
     if source.header.channels != 1:
         raise InputError(f"{source.name}: the label has {source.header.channels} channels; 1 is needed")
-    _check_grid(source, image)
-    oriented = to_ras(source.raw[0], image.header.affine)
+    _check_grid(source, image_name, image)
+    scaling = _scaling(source.header)
+    oriented = to_ras(source.raw[0], image.affine)
     label = np.empty(oriented.shape, dtype=np.uint8)
     declared = {0, *classes}
     undeclared: set[int] = set()
-    for plane, values in zip(label, _scaled_slices(oriented, source.header), strict=True):
+    for plane, numbers in zip(label, oriented, strict=True):
+        values = (
+            numbers
+            if scaling == Scaling()
+            else numbers * np.float64(scaling.scale_factor) + scaling.add_offset
+        )
         whole = _whole_numbers(values, source.name)
-        undeclared |= {int(value) for value in np.unique(whole)} - declared
+        undeclared |= _undeclared(whole, declared)
         if undeclared:
             break
         plane[...] = whole
@@ -137,6 +161,14 @@ def _load_label(
         names = ", ".join(str(value) for value in sorted(declared))
         raise InputError(f"{source.name}: the label holds {shown}; the dataset declares {names}")
     return label
+
+
+def _undeclared(whole: Shaped[np.ndarray, "y x"], declared: set[int]) -> set[int]:
+    """The values of a plane that are not declared."""
+    low, high = int(whole.min()), int(whole.max())
+    if high - low < len(declared) and declared.issuperset(range(low, high + 1)):
+        return set()  # without sorting the plane
+    return {int(value) for value in np.unique(whole)} - declared
 
 
 def _whole_numbers(values: Shaped[np.ndarray, "y x"], name: str) -> Shaped[np.ndarray, "y x"]:

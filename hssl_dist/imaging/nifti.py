@@ -10,12 +10,13 @@ from __future__ import annotations
 import gzip
 import math
 import posixpath
-import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import nibabel
 import numpy as np
+from isal import isal_zlib
 from jaxtyping import Float64, Shaped
 from nibabel.spatialimages import HeaderDataError
 
@@ -24,8 +25,10 @@ from hssl_dist.errors import InputError
 from hssl_dist.imaging.source import SourceHeader, SourceImage, check_affine, check_size
 from hssl_dist.records import Shape
 
+_GZIP_ERROR: type[Exception] = isal_zlib.error  # type: ignore[assignment]  # its stubs say "an instance"
 _GZIP_MAGIC = b"\x1f\x8b"
 _HEAD_BYTES = 1 << 16
+_PIECE_BYTES = 1 << 18
 _FORMATS: tuple[tuple[Any, int, bytes], ...] = (
     (nibabel.Nifti1Header, 348, b"n+1"),
     (nibabel.Nifti2Header, 540, b"n+2"),
@@ -47,7 +50,7 @@ def read_nifti(url: str, max_voxels: int) -> SourceImage:
     """Read a `.nii` or `.nii.gz` file from a path or URL.
 
     The header is checked before any voxel is read, and a gzip stream is read to its end, so its checksum is
-    verified. At most the declared size and 64 KiB are held in memory. Raises InputError with the file's name
+    verified. Memory: the declared size and a few pieces of the file. Raises InputError with the file's name
     and the reason.
     """
     name = posixpath.basename(url)
@@ -77,46 +80,71 @@ def _read(stream: _ByteStream, name: str, max_voxels: int) -> SourceImage:
     check_size(header, name, max_voxels)
     count = header.channels * math.prod(header.shape)
     end = offset + count * header.dtype.itemsize
-    limit = end + _SLACK_BYTES
-    # Deflate cannot grow data by more than a thousandth, so a larger file holds more than it declares.
-    longest = limit + limit // 1000 if zipped else limit
-    data = head + stream.read(longest + 1 - len(head)) if longest >= len(head) else head
-    if zipped and len(data) <= longest:
-        data = _decompress(data, limit, name)
-    if len(data) > limit:
-        raise InputError(f"{name}: holds more than the {end} bytes its header declares")
-    if len(data) < end:
-        raise InputError(f"{name}: truncated: holds {len(data)} of the {end} bytes its header declares")
+    data = np.empty(end, dtype=np.uint8)
+    pieces = _pieces(head, stream)
+    if zipped:
+        pieces = _unzip(_at_most(pieces, end, name), name)
+    size = 0
+    for piece in pieces:
+        if size < end:
+            data[size : size + len(piece)] = np.frombuffer(piece, dtype=np.uint8)[: end - size]
+        size += len(piece)
+        if size > end + _SLACK_BYTES:
+            raise InputError(f"{name}: holds more than the {end} bytes its header declares")
+    if size < end:
+        raise InputError(f"{name}: truncated: holds {size} of the {end} bytes its header declares")
     raw = np.frombuffer(data, dtype=header.dtype, count=count, offset=offset)
     return SourceImage(name, header, raw.reshape((header.channels, *reversed(header.shape))))
 
 
 def _start_of_gzip(head: bytes, name: str) -> bytes:
     try:
-        return zlib.decompressobj(wbits=31).decompress(head, 1024)
-    except zlib.error as error:
+        start: bytes = isal_zlib.decompressobj(wbits=31).decompress(head, 1024)
+    except _GZIP_ERROR as error:
         raise InputError(f"{name}: corrupt gzip: {error}") from None
+    return start
 
 
-def _decompress(data: bytes, limit: int, name: str) -> bytes:
-    """All members of a gzip file, at most `limit + 1` bytes; checks every member's checksum and length."""
-    parts: list[bytes] = []
-    room = limit + 1
+def _pieces(head: bytes, stream: _ByteStream) -> Iterator[bytes]:
+    yield head
+    while piece := stream.read(_PIECE_BYTES):
+        yield piece
+
+
+def _at_most(pieces: Iterator[bytes], end: int, name: str) -> Iterator[bytes]:
+    """Pieces of a gzip file, unless it is longer than `end` bytes could ever become by deflating."""
+    limit = end + _SLACK_BYTES
+    room = limit + limit // 1000
+    for piece in pieces:
+        room -= len(piece)
+        if room < 0:
+            raise InputError(f"{name}: holds more than the {end} bytes its header declares")
+        yield piece
+
+
+def _unzip(pieces: Iterator[bytes], name: str) -> Iterator[bytes]:
+    """What all members of a gzip file hold, piece by piece; checks every member's checksum and length."""
+    data = next(pieces)
     while data:
+        if len(data) < len(_GZIP_MAGIC):
+            data += next(pieces, b"")
         if not data.startswith(_GZIP_MAGIC):
-            raise InputError(f"{name}: corrupt gzip: {len(data)} bytes after its end that are no gzip")
-        member = zlib.decompressobj(wbits=31)
-        try:
-            parts.append(member.decompress(data, room))
-        except zlib.error as error:
-            raise InputError(f"{name}: corrupt gzip: {error}") from None
-        room -= len(parts[-1])
-        if room == 0:
-            break
-        if not member.eof:
-            raise InputError(f"{name}: truncated gzip: it ends before its checksum")
+            size = len(data) + sum(len(piece) for piece in pieces)
+            raise InputError(f"{name}: corrupt gzip: {size} bytes after its end that are no gzip")
+        member = isal_zlib.decompressobj(wbits=31)
+        while not member.eof:
+            data = data or next(pieces, b"")
+            try:
+                piece = member.decompress(data, _PIECE_BYTES)
+            except _GZIP_ERROR as error:
+                raise InputError(f"{name}: corrupt gzip: {error}") from None
+            if not (data or piece or member.eof):
+                raise InputError(f"{name}: truncated gzip: it ends before its checksum")
+            data = member.unconsumed_tail
+            yield piece
         data = member.unused_data.lstrip(b"\0")
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+        while not data and (padding := next(pieces, b"")):
+            data = padding.lstrip(b"\0")
 
 
 def _parse_header(block: bytes, name: str) -> tuple[SourceHeader, int]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Float64, UInt8
+from jaxtyping import Float32, Float64, Shaped, UInt8
 
 from hssl_dist.errors import InputError
 from hssl_dist.imaging.orientation import from_ras
 from hssl_dist.imaging.recipe import ChannelRecipe, Recipe
 from hssl_dist.imaging.resampling import resample_image, resample_label, resampled_grid
 from hssl_dist.imaging.tissue import foreground_box, robust_range, spaced_sample, tissue_threshold
-from hssl_dist.records import Geometry, Intensity, Shape, Triple, Volume
+from hssl_dist.records import Geometry, Intensity, Scaling, Shape, Triple, Volume
 
 MAX_GROWTH = 64
 """Resampling may multiply a volume's voxels by this; more means that a header's spacing is wrong."""
@@ -21,13 +23,24 @@ MR_CLIP_STD = 10.0
 """MR is clipped so many standard deviations from the mean: beyond any anatomy, but a spike is bounded."""
 
 
-def prepare(volume: Volume, recipe: Recipe) -> tuple[Volume, tuple[Intensity, ...]]:
+Rounding = Callable[[float], tuple[np.dtype[Any], Scaling]]
+"""The numbers in which values up to a limit are to be held."""
+
+
+def unrounded(limit: float) -> tuple[np.dtype[Any], Scaling]:  # noqa: ARG001
+    """Values as they are, in float32."""
+    return np.dtype(np.float32), Scaling()
+
+
+def prepare(
+    volume: Volume, recipe: Recipe, rounding: Rounding = unrounded
+) -> tuple[Volume, tuple[Intensity, ...]]:
     """Crop to the foreground, normalise every channel and resample to the recipe's spacing.
 
-    `volume` comes from `load_case` and is left as it is. Returns the volume to store (float32 image, uint8
-    label) and, per channel, its intensities before and after. The same input gives the same bytes, in any
-    process. Besides the loaded volume and the result it holds at most three float32 arrays of one channel's
-    size, before or after resampling. Raises InputError if the spacing would blow the volume up.
+    `volume` comes from `load_case` and is left as it is. Returns the volume to store, its image in the
+    numbers of `rounding`, and, per channel, its intensities before and after. The same input gives the same
+    bytes, in any process. Besides the loaded volume and the result it holds a few slabs of slices. Raises
+    InputError if the spacing would blow the volume up.
     """
     start, stop = foreground_box(volume)
     size: Shape = (stop[0] - start[0], stop[1] - start[1], stop[2] - start[2])
@@ -35,20 +48,29 @@ def prepare(volume: Volume, recipe: Recipe) -> tuple[Volume, tuple[Intensity, ..
     _check_growth(size, shape, volume.spacing_mm, recipe.spacing_mm)
     box = tuple(slice(low, high) for low, high in zip(start, stop, strict=True))
 
-    image = np.empty((len(volume.modalities), *shape), dtype=np.float32)
-    intensities = []
-    for index, (channel, rule) in enumerate(zip(volume.image, recipe.channels, strict=True)):
-        intensity = _intensity(channel, rule)
-        normalised = _normalise(channel[box], intensity)
-        image[index] = resample_image(normalised, volume.spacing_mm, shape, spacing_mm)
-        intensities.append(intensity)
+    intensities = tuple(
+        _intensity(channel, volume.scaling, rule)
+        for channel, rule in zip(volume.image, recipe.channels, strict=True)
+    )
+    crops = [
+        _Crop(channel[box], volume.scaling, intensity)
+        for channel, intensity in zip(volume.image, intensities, strict=True)
+    ]
+    dtype, scaling = rounding(max(abs(value) for crop in crops for value in crop.range))
+    image = np.empty((len(crops), *shape), dtype=dtype)
+    for channel, crop in zip(image, crops, strict=True):
+        z = 0
+        for slab in resample_image(crop.plane, size, volume.spacing_mm, shape, spacing_mm):
+            np.clip(slab, *crop.range, out=slab)
+            scaling.round_into(channel[z : z + len(slab)], slab)
+            z += len(slab)
     label = volume.label
     if label is not None:
-        label = resample_label(np.ascontiguousarray(label[box]), volume.spacing_mm, shape, spacing_mm)
+        label = resample_label(label[box], volume.spacing_mm, shape, spacing_mm)
     geometry = volume.geometry.model_copy(
         update={"crop_start": start, "crop_stop": stop, "shape": shape, "spacing_mm": spacing_mm}
     )
-    return Volume(image, label, spacing_mm, volume.modalities, geometry), tuple(intensities)
+    return Volume(image, label, spacing_mm, volume.modalities, geometry, scaling), intensities
 
 
 def restore(label: UInt8[np.ndarray, "z y x"], geometry: Geometry) -> UInt8[np.ndarray, "i j k"]:
@@ -71,13 +93,13 @@ def _check_growth(size: Shape, shape: Shape, spacing_mm: Triple, target_mm: Trip
         )
 
 
-def _intensity(channel: Float32[np.ndarray, "z y x"], rule: ChannelRecipe) -> Intensity:
+def _intensity(channel: Shaped[np.ndarray, "z y x"], scaling: Scaling, rule: ChannelRecipe) -> Intensity:
     """A channel's statistics over its tissue, and how it is normalised.
 
     `background` is the 2nd percentile of the volume: air, wherever there is any.
     """
-    sample = spaced_sample(channel)
-    tissue = sample[sample > tissue_threshold(channel, rule.rule)].astype(np.float64)
+    sample = spaced_sample(channel, scaling)
+    tissue = sample[sample > tissue_threshold(channel, scaling, rule.rule)].astype(np.float64)
     tissue = tissue if tissue.size else sample.astype(np.float64)
     low, high = (float(value) for value in np.percentile(tissue, (0.5, 99.5)))
     if rule.rule == "ct":
@@ -87,10 +109,11 @@ def _intensity(channel: Float32[np.ndarray, "z y x"], rule: ChannelRecipe) -> In
         clip_low, clip_high = offset - MR_CLIP_STD * scale, offset + MR_CLIP_STD * scale
     if clip_low is None or clip_high is None or offset is None or scale is None:
         raise ValueError(f"a recipe of rule {rule.rule!r} needs its four numbers; got {rule}")
+    minimum, maximum = _range(channel, scaling)
     dark, _ = robust_range(sample, rule.rule)
     return Intensity(
-        minimum=float(channel.min()),
-        maximum=float(channel.max()),
+        minimum=minimum,
+        maximum=maximum,
         mean=float(tissue.mean()),
         std=float(tissue.std()),
         percentile_00_5=low,
@@ -119,9 +142,29 @@ def _robust_moments(
     return float(clipped.mean()), spread or 1.0
 
 
-def _normalise(channel: Float32[np.ndarray, "z y x"], intensity: Intensity) -> Float32[np.ndarray, "z y x"]:
-    """`(clip(source) - offset) / scale`, in float32."""
-    normalised: Float32[np.ndarray, "z y x"] = np.clip(channel, intensity.clip_low, intensity.clip_high)
-    normalised -= np.float32(intensity.offset)
-    normalised /= np.float32(intensity.scale)
-    return normalised
+def _range(numbers: Shaped[np.ndarray, "z y x"], scaling: Scaling) -> tuple[float, float]:
+    """The lowest and the highest intensity."""
+    ends = sorted(float(scaling.values(number)) for number in (numbers.min(), numbers.max()))
+    return ends[0], ends[1]
+
+
+class _Crop:
+    """A channel's crop, normalised slice by slice: `(clip(source) - offset) / scale`, in float32."""
+
+    def __init__(self, numbers: Shaped[np.ndarray, "z y x"], scaling: Scaling, intensity: Intensity) -> None:
+        self._numbers, self._scaling, self._intensity = numbers, scaling, intensity
+        low, high = self._normalise(np.array(_range(numbers, scaling), dtype=np.float32))
+        self.range = float(low), float(high)
+        """The lowest and the highest value."""
+
+    def plane(self, z: int) -> Float32[np.ndarray, "y x"]:
+        """A slice's values."""
+        return self._normalise(self._scaling.values(self._numbers[z]))
+
+    def _normalise(self, values: Float32[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
+        normalised: Float32[np.ndarray, "*shape"] = np.clip(
+            values, self._intensity.clip_low, self._intensity.clip_high
+        )
+        normalised -= np.float32(self._intensity.offset)
+        normalised /= np.float32(self._intensity.scale)
+        return normalised

@@ -19,7 +19,7 @@ from hssl_dist.records import Record, Shape, Triple, content_hash
 
 Rule = Literal["ct", "mr"]
 
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 """Raised whenever the same recipe would give other voxels; part of the hash."""
 
 ANISOTROPY = 3.0

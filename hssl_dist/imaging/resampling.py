@@ -8,7 +8,8 @@ instead of aliasing. Sparse products run in one fixed order, so results do not d
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -20,6 +21,9 @@ from hssl_dist.records import Shape, Triple
 
 SAME_SPACING = 1e-3
 """Spacings that differ by less than this share are the same: the axis is left alone."""
+
+SLAB_VOXELS = 1 << 21
+"""Slabs of new slices hold about so many voxels."""
 
 Kernel = Literal["linear", "cubic", "share"]
 Matrix = Any  # scipy's csr_array, or None for an axis that is left alone
@@ -36,38 +40,86 @@ def resampled_grid(shape: Shape, spacing_mm: Triple, target_mm: Triple) -> tuple
 
 
 def resample_image(
-    channel: Float32[np.ndarray, "z y x"], spacing_mm: Triple, shape: Shape, target_mm: Triple
-) -> Float32[np.ndarray, "new_z new_y new_x"]:
+    plane: Callable[[int], Float32[np.ndarray, "y x"]],
+    old_shape: Shape,
+    spacing_mm: Triple,
+    shape: Shape,
+    target_mm: Triple,
+    slab_voxels: int = SLAB_VOXELS,
+) -> Iterator[Float32[np.ndarray, "planes new_y new_x"]]:
     """Cubic in the plane of thick slices and linear through them; cubic everywhere if there are none.
 
-    Cubic interpolation between thick slices would ring with structures that merely end between them. Where it
-    overshoots elsewhere, it is cut to the source's own range.
+    `plane(z)` is a source slice; it is asked for each once, in order. Yields the new volume in slabs of a few
+    slices, in order; memory is that of the slabs. A slab may be overwritten by whoever gets it.
+    Cubic interpolation between thick slices would ring with structures that merely end between them.
+    Elsewhere it can overshoot the source's range by an eighth of a step; cutting that is the caller's.
     """
     coarse = _thick_axis(spacing_mm, target_mm)
     kernels: list[Kernel] = ["linear" if axis == coarse else "cubic" for axis in range(3)]
-    matrices = _matrices(channel.shape, spacing_mm, shape, target_mm, kernels)
-    if all(matrix is None for matrix in matrices):
-        return channel
-    resampled = _apply(channel, matrices)
-    return np.clip(resampled, channel.min(), channel.max(), out=resampled)
+    across, down, along = _matrices(old_shape, spacing_mm, shape, target_mm, kernels)
+    if across is None:
+        for z in range(old_shape[0]):
+            yield _within(plane(z), down, along)[None]
+        return
+    row = math.prod(shape[1:])
+    height = max(1, slab_voxels // row)
+    held = np.empty((0, row), dtype=np.float32)  # source slices `first` and on, resampled in the plane
+    first = 0
+    for start in range(0, shape[0], height):
+        weights = across[start : start + height]
+        begin, end = int(weights.indices.min()), int(weights.indices.max()) + 1
+        known = first + len(held)
+        grown = np.empty((end - begin, row), dtype=np.float32)
+        grown[: max(0, known - begin)] = held[begin - first :]
+        for z in range(known, end):
+            resampled = _within(plane(z), down, along)
+            if z >= begin:
+                grown[z - begin] = resampled.reshape(-1)
+        held, first = grown, begin
+        yield np.asarray(weights[:, begin:end] @ held).reshape(-1, *shape[1:])
 
 
 def resample_label(
-    label: UInt8[np.ndarray, "z y x"], spacing_mm: Triple, shape: Shape, target_mm: Triple
+    label: UInt8[np.ndarray, "z y x"],
+    spacing_mm: Triple,
+    shape: Shape,
+    target_mm: Triple,
+    slab_voxels: int = SLAB_VOXELS,
 ) -> UInt8[np.ndarray, "new_z new_y new_x"]:
     """The class with the largest share at each voxel: every class is interpolated linearly by itself.
 
     The kernel is not widened: averaging first would shave off what is thin. On real nodules and lesions, to
     the target grid and back, Dice is 0.970 and 0.997 without widening, 0.965 and 0.988 with it.
-    Memory: three float32 volumes of the new shape. A class only costs the box it lies in.
+    Works in slabs of a few slices, and a class only costs the box it lies in.
     """
-    matrices = _matrices(label.shape, spacing_mm, shape, target_mm, ["share"] * 3)
-    if all(matrix is None for matrix in matrices):
-        return label
+    across, down, along = _matrices(label.shape, spacing_mm, shape, target_mm, ["share"] * 3)
+    if across is None and down is None and along is None:
+        return np.ascontiguousarray(label)
     winner = np.zeros(shape, dtype=np.uint8)
-    best = np.zeros(shape, dtype=np.float32)
-    rest = np.ones(shape, dtype=np.float32)  # the background's share: all weights sum to one
-    for value, box in enumerate(ndimage.find_objects(label), start=1):
+    height = max(1, slab_voxels // math.prod(shape[1:]))
+    for start in range(0, shape[0], height):
+        stop = min(start + height, shape[0])
+        if across is None:
+            part, weights = label[start:stop], None
+        else:
+            weights = across[start:stop]
+            begin, end = int(weights.indices.min()), int(weights.indices.max()) + 1
+            part, weights = label[begin:end], weights[:, begin:end]
+        if part.any():
+            _vote(part, [weights, down, along], winner[start:stop])
+    return winner
+
+
+def _vote(
+    label: UInt8[np.ndarray, "z y x"],
+    matrices: list[Matrix],
+    winner: UInt8[np.ndarray, "new_z new_y new_x"],
+) -> None:
+    """Write the class with the largest share at each voxel to `winner`, which holds zeros."""
+    boxes = ndimage.find_objects(label)
+    best = np.zeros(winner.shape, dtype=np.float32)
+    rest = np.ones(winner.shape, dtype=np.float32)  # the background's share: all weights sum to one
+    for value, box in enumerate(boxes, start=1):
         if box is None:
             continue
         parts, region = _restrict(matrices, box)
@@ -77,7 +129,6 @@ def resample_label(
         winner[region][larger] = value
         best[region][larger] = share[larger]
     winner[rest > best] = 0
-    return winner
 
 
 def _thick_axis(spacing_mm: Triple, target_mm: Triple) -> int | None:
@@ -162,10 +213,17 @@ def _apply(
         columns = array.shape[2] if along is None else along.shape[0]
         planes = np.empty((array.shape[0], rows, columns), dtype=np.float32)
         for plane, source in zip(planes, array, strict=True):
-            part = source if down is None else down @ source
-            plane[...] = part if along is None else (along @ part.T).T
+            plane[...] = _within(source, down, along)
         array = planes
     if across is not None:
         flat = across @ np.ascontiguousarray(array).reshape(array.shape[0], -1)
         array = np.asarray(flat).reshape(across.shape[0], *array.shape[1:])
     return array
+
+
+def _within(
+    plane: Float32[np.ndarray, "y x"], down: Matrix, along: Matrix
+) -> Float32[np.ndarray, "new_y new_x"]:
+    """A slice, resampled in its plane."""
+    part = plane if down is None else down @ plane
+    return part if along is None else (along @ part.T).T

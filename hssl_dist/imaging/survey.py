@@ -7,11 +7,17 @@ from collections.abc import Callable
 from functools import partial
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int64, UInt8
+from jaxtyping import Bool, Float32, Int64, Shaped, UInt8
 
 from hssl_dist.imaging.recipe import CaseSurvey, ChannelSurvey
-from hssl_dist.imaging.tissue import SAMPLE_VOXELS, foreground_kind, spaced_sample, tissue_threshold
-from hssl_dist.records import Shape, Volume
+from hssl_dist.imaging.tissue import (
+    SAMPLE_VOXELS,
+    above,
+    foreground_kind,
+    spaced_sample,
+    tissue_threshold,
+)
+from hssl_dist.records import Scaling, Shape, Volume
 
 QUANTILES = 256
 SAMPLES_PER_CLASS = 32
@@ -25,16 +31,15 @@ def survey_case(case_id: str, volume: Volume) -> CaseSurvey:
     channels = []
     for channel, modality in zip(volume.image, volume.modalities, strict=True):
         if kind == "label" and volume.label is not None:
-            values = channel[volume.label > 0]
-            count = values.size
-            values = values[:: -(-count // SAMPLE_VOXELS)]
+            count = int(np.count_nonzero(volume.label))
+            values = volume.scaling.values(_spaced_inside(channel, volume.label, -(-count // SAMPLE_VOXELS)))
         else:
-            threshold = tissue_threshold(channel, modality)
-            count = int(np.count_nonzero(channel > threshold))
-            sample = spaced_sample(channel)
+            threshold = tissue_threshold(channel, volume.scaling, modality)
+            count = sum(int(np.count_nonzero(above(plane, volume.scaling, threshold))) for plane in channel)
+            sample = spaced_sample(channel, volume.scaling)
             values = sample[sample > threshold]
             values = values if values.size else sample
-        channels.append(_survey_channel(values, count, fingerprint(channel)))
+        channels.append(_survey_channel(values, count, fingerprint(channel, volume.scaling)))
     return CaseSurvey(
         id=case_id,
         shape=volume.geometry.oriented_shape,
@@ -44,15 +49,28 @@ def survey_case(case_id: str, volume: Volume) -> CaseSurvey:
     )
 
 
-def fingerprint(channel: Float32[np.ndarray, "z y x"]) -> str:
+def fingerprint(channel: Shaped[np.ndarray, "z y x"], scaling: Scaling) -> str:
     """Identifies a loaded channel by its shape and intensities: 128 bits of SHA-256, in hex.
 
     Equal for the same scan in another file, be it compressed, oriented or stored as another type.
     """
     digest = hashlib.sha256(repr(channel.shape).encode())
     for plane in channel:
-        digest.update(plane + np.float32(0))  # -0 is 0
+        digest.update((scaling.values(plane) + np.float32(0)).tobytes())  # -0 is 0
     return digest.hexdigest()[:32]
+
+
+def _spaced_inside(
+    channel: Shaped[np.ndarray, "z y x"], label: UInt8[np.ndarray, "z y x"], step: int
+) -> Shaped[np.ndarray, " voxels"]:
+    """Every `step`-th of the channel's labelled voxels, slice by slice."""
+    parts, first = [], 0
+    for plane, labelled in zip(channel, label, strict=True):
+        if labelled.any():
+            inside = plane[labelled > 0]
+            parts.append(inside[first::step])
+            first = (first - inside.size) % step
+    return np.concatenate(parts)
 
 
 def foreground_samples(volume: Volume, seed: int) -> tuple[dict[str, tuple[Shape, ...]], dict[str, int]]:
@@ -69,16 +87,19 @@ def foreground_samples(volume: Volume, seed: int) -> tuple[dict[str, tuple[Shape
             foreground[str(value)] = _pick(counts, partial(_plane_of_class, label, value), (seed, value))
             voxels[str(value)] = int(counts.sum())
     channel = volume.image[0]
-    threshold = tissue_threshold(channel, volume.modalities[0])
-    counts = np.array([np.count_nonzero(plane > threshold) for plane in channel])
-    foreground[ANY] = _pick(counts, lambda z: np.greater(channel[z], threshold), (seed, 0))
+    threshold = tissue_threshold(channel, volume.scaling, volume.modalities[0])
+    counts = np.array([np.count_nonzero(above(plane, volume.scaling, threshold)) for plane in channel])
+    foreground[ANY] = _pick(counts, lambda z: above(channel[z], volume.scaling, threshold), (seed, 0))
     voxels[ANY] = int(counts.sum())
     return foreground, voxels
 
 
 def _class_counts(label: UInt8[np.ndarray, "z y x"]) -> dict[int, Int64[np.ndarray, " z"]]:
     """Voxels per slice of every class present, without the background."""
-    table = np.stack([np.bincount(plane.reshape(-1), minlength=256) for plane in label])
+    table = np.zeros((len(label), 256), dtype=np.int64)
+    for counts, plane in zip(table, label, strict=True):
+        if plane.any():
+            counts[...] = np.bincount(plane.reshape(-1), minlength=256)
     return {int(value): table[:, value] for value in np.flatnonzero(table.any(axis=0)) if value > 0}
 
 

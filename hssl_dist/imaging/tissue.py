@@ -9,12 +9,14 @@ stripping and the noise of air all fall below it.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal, cast
 
 import numpy as np
-from jaxtyping import Bool, Float32
+from jaxtyping import Bool, Float32, Shaped
 
-from hssl_dist.records import Shape, Volume
+from hssl_dist.records import Scaling, Shape, Volume
+
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 SAMPLE_VOXELS = 1 << 18
 """Statistics use about so many evenly spaced voxels: percentiles are then within 0.1 % of their rank."""
@@ -25,15 +27,15 @@ AIR_HU = -1000.0
 _LOW, _HIGH, _SHARE = 2.0, 98.0, 0.1
 
 
-def spaced_sample(channel: Float32[np.ndarray, "z y x"]) -> Float32[np.ndarray, " voxels"]:
-    """At most about `SAMPLE_VOXELS` evenly spaced voxels of a contiguous channel.
+def spaced_sample(channel: Shaped[np.ndarray, "z y x"], scaling: Scaling) -> Float32[np.ndarray, " voxels"]:
+    """Intensities of at most about `SAMPLE_VOXELS` evenly spaced voxels of a contiguous channel.
 
     The step is coprime to the size of a row and of a slice, so no column is preferred.
     """
     step = max(1, -(-channel.size // SAMPLE_VOXELS))
     while math.gcd(step, channel.shape[1] * channel.shape[2]) > 1:
         step += 1
-    return channel.reshape(-1)[::step]
+    return scaling.values(channel.reshape(-1)[::step])
 
 
 def robust_range(sample: Float32[np.ndarray, " voxels"], modality: str) -> tuple[float, float]:
@@ -43,29 +45,56 @@ def robust_range(sample: Float32[np.ndarray, " voxels"], modality: str) -> tuple
     return max(float(low), floor), max(float(high), floor)
 
 
-def tissue_threshold(channel: Float32[np.ndarray, "z y x"], modality: str) -> float:
+def tissue_threshold(channel: Shaped[np.ndarray, "z y x"], scaling: Scaling, modality: str) -> float:
     """The intensity above which a voxel is tissue; minus infinity if no voxel would be.
 
     A volume that is empty but for less than 2 % has no robust range: what is above its background is tissue.
     """
-    low, high = robust_range(spaced_sample(channel), modality)
+    low, high = robust_range(spaced_sample(channel, scaling), modality)
     threshold = low + _SHARE * (high - low)
-    return threshold if channel.max() > threshold else -np.inf
+    brightest = channel.max() if scaling.scale_factor > 0 else channel.min()
+    return threshold if scaling.values(brightest) > threshold else -np.inf
+
+
+def above(
+    numbers: Shaped[np.ndarray, "*shape"], scaling: Scaling, threshold: float
+) -> Bool[np.ndarray, "*shape"]:
+    """Which voxels are brighter than a threshold. Whole numbers are compared as such: it is faster."""
+    if numbers.dtype.kind == "f" or scaling.scale_factor <= 0 or not math.isfinite(threshold):
+        return cast("Mask", scaling.values(numbers) > threshold)
+    bounds = np.iinfo(numbers.dtype)
+    bound = math.floor((threshold - scaling.add_offset) / scaling.scale_factor)
+    if not bounds.min <= bound <= bounds.max:
+        return np.full(numbers.shape, bound < bounds.min)
+    return cast("Mask", numbers > numbers.dtype.type(bound))
 
 
 def foreground_box(volume: Volume) -> tuple[Shape, Shape]:
     """`(start, stop)` of the smallest box that holds the tissue of every channel and every labelled voxel.
 
     It is found on the oriented grid, before resampling: its bounds are whole voxels of the source, so putting
-    a prediction back is exact, and what lies outside is never interpolated.
+    a prediction back is exact, and what lies outside is never interpolated. Works slice by slice.
     """
-    mask: Bool[np.ndarray, "z y x"] = np.zeros(volume.geometry.shape, dtype=bool)
-    for channel, modality in zip(volume.image, volume.modalities, strict=True):
-        mask |= channel > tissue_threshold(channel, modality)
-    if volume.label is not None:
-        mask |= volume.label > 0
-    z, y, x = (_extent(np.any(mask, axis=others)) for others in ((1, 2), (0, 2), (0, 1)))
-    return (z[0], y[0], x[0]), (z[1], y[1], x[1])
+    thresholds = [
+        tissue_threshold(channel, volume.scaling, modality)
+        for channel, modality in zip(volume.image, volume.modalities, strict=True)
+    ]
+    lines = [np.zeros(size, dtype=bool) for size in volume.geometry.shape]
+    for z in range(volume.geometry.shape[0]):
+        masks = [
+            above(channel[z], volume.scaling, threshold)
+            for channel, threshold in zip(volume.image, thresholds, strict=True)
+        ]
+        if volume.label is not None:
+            masks.append(volume.label[z] > 0)
+        for mask in masks:
+            down = mask.any(axis=1)
+            lines[0][z] |= down.any()
+            lines[1] |= down
+            lines[2] |= mask.any(axis=0)
+    extents = [_extent(line) for line in lines]
+    start, stop = zip(*extents, strict=True)
+    return start, stop
 
 
 def foreground_kind(volume: Volume) -> Literal["label", "tissue"]:

@@ -21,7 +21,14 @@ from hssl_dist.errors import CorruptError, MissingError
 from hssl_dist.imaging import CaseSurvey, Recipe, resolve_recipe
 from hssl_dist.imaging.recipe import RECIPE_VERSION
 from hssl_dist.jobs.batches import Workers, batched
-from hssl_dist.jobs.preprocess_cases import BYTES_PER_VOXEL, Assignment, Refused, store_cases, survey_cases
+from hssl_dist.jobs.preprocess_cases import (
+    SURVEY_BYTES_PER_SOURCE_BYTE,
+    Assignment,
+    Refused,
+    memory_bytes,
+    store_cases,
+    survey_cases,
+)
 from hssl_dist.jobs.preprocess_report import write_report
 from hssl_dist.jobs.preprocess_result import Result, add_overlaps, check_failure_rates, outcome
 from hssl_dist.jobs.quarantine import Quarantine
@@ -36,7 +43,6 @@ if TYPE_CHECKING:
     from hssl_dist.datasets import Dataset
 
 _SAVE_INTERVAL_S = 5.0
-_SURVEY_BYTES_PER_SOURCE_BYTE = 40  # up to three voxels in a byte of gzip, a dozen bytes for each in memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +140,7 @@ def _survey(work: _Work, cases: Sequence[HashedCase], quarantine: Quarantine) ->
             quarantine.add(case, keys[case.id], case.problem)
     readable = {case.id: case for case in new if case.problem is None}
     if readable:
-        memory = [(case.case, _SURVEY_BYTES_PER_SOURCE_BYTE * case.size_bytes) for case in readable.values()]
+        memory = [(case.case, SURVEY_BYTES_PER_SOURCE_BYTE * case.size_bytes) for case in readable.values()]
         arguments = (work.dataset.classes, work.job.max_voxels)
         saved_s = time.monotonic()
         with work.console.track(f"{work.name}: survey", len(readable)) as advance:
@@ -258,7 +264,7 @@ def _store(
             Assignment(
                 case.case, _task(work), work.config.group, case.sources, surveys[case.id].fingerprints, key
             ),
-            BYTES_PER_VOXEL * _voxels(surveys[case.id], recipe),
+            memory_bytes(*_voxels(surveys[case.id], recipe)),
         )
         for case, key in todo
     ]
@@ -273,10 +279,11 @@ def _store(
     return written
 
 
-def _voxels(survey: CaseSurvey, recipe: Recipe) -> int:
-    """Voxels, over all channels, of a case's larger grid: its own, or the uncropped resampled one."""
+def _voxels(survey: CaseSurvey, recipe: Recipe) -> tuple[int, int]:
+    """Voxels, over all channels, of a case as it is and as it is stored if nothing can be cropped."""
+    voxels = len(recipe.channels) * math.prod(survey.shape)
     growth = math.prod(survey.spacing_mm) / math.prod(recipe.spacing_mm)
-    return math.ceil(len(recipe.channels) * math.prod(survey.shape) * max(1.0, growth))
+    return voxels, math.ceil(voxels * growth)
 
 
 def _task(work: _Work) -> str:

@@ -1,7 +1,7 @@
 """What a preprocessing worker does with a few cases, one after the other: survey them, or store them.
 
-Nothing here knows Ray, and nothing imports torch. At most one case is in memory, which takes up to
-`BYTES_PER_VOXEL` times the voxels (over all channels) of its larger grid, before or after resampling.
+Nothing here knows Ray, and nothing imports torch. At most one case is in memory; `memory_bytes` says how much
+it takes.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from hssl_dist.config.preprocess import StorageConfig
@@ -19,8 +20,22 @@ from hssl_dist.records import Case, CaseRecord, SourceFile
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-BYTES_PER_VOXEL = 24
-"""Loaded volume, up to three float32 arrays while resampling, the result, and its stored form."""
+SURVEY_BYTES_PER_SOURCE_BYTE = 16
+"""Up to four voxels of two bytes in a byte of gzip, and each twice in memory while it is turned."""
+
+_LOADING_BYTES, _LOADED_BYTES = 12, 5
+"""A voxel of float64 and its float32; then image and label. Half of the latter for files of two bytes."""
+
+_STORED_BYTES = 5
+"""A stored voxel of image and label, and what it is compressed to."""
+
+
+def memory_bytes(source_voxels: int, stored_voxels: int) -> int:
+    """The most memory that storing a case takes, by its voxels over all channels, as they come and as stored.
+
+    Beside it the process itself has about 200 MB, with its libraries and the slabs it works in.
+    """
+    return max(_LOADING_BYTES * source_voxels, _LOADED_BYTES * source_voxels + _STORED_BYTES * stored_voxels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +89,12 @@ def store_cases(
 def _store(
     assignment: Assignment, root: str, recipe: Recipe, storage: StorageConfig, max_voxels: int
 ) -> CaseRecord:
+    from hssl_dist.store.quantising import stored_dtype, stored_numbers
     from hssl_dist.store.writer import write_case
 
     case = assignment.case
-    volume, intensities = prepare(load_case(case, recipe.classes, max_voxels), recipe)
+    rounding = partial(stored_numbers, stored_dtype(storage))
+    volume, intensities = prepare(load_case(case, recipe.classes, max_voxels), recipe, rounding)
     foreground, voxels = foreground_samples(volume, seed=int(assignment.key[:8], 16))
     record = CaseRecord(
         id=case.id,

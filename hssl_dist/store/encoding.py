@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
 from hssl_dist.store import layout
-from hssl_dist.store.quantising import Dtype, quantise
+from hssl_dist.store.quantising import quantise, stored_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    import numpy as np
-
     from hssl_dist.config.preprocess import StorageConfig
     from hssl_dist.records import Volume
-
-AUTO_DTYPE: Dtype = "int16"
 
 # Of an inner chunk; measured in docs/decisions.md. Crc32c: plain zstd lets flipped bits pass.
 _CODECS = (ZstdCodec(level=3), Crc32cCodec())
@@ -31,12 +28,14 @@ def encode_case(
 ) -> dict[str, bytes]:
     """The objects of a case by path below its group; equal input gives equal bytes.
 
-    Peak memory beyond the volume: its quantised copy, its compressed objects and the shard being written.
+    A float32 image is quantised first; one in the storage's own numbers is stored as it is. Peak memory
+    beyond the volume: such a copy, the compressed objects and the shard being written.
     """
     memory: dict[str, Buffer] = {}
     store = MemoryStore(memory)
-    dtype: Dtype = AUTO_DTYPE if storage.dtype == "auto" else storage.dtype
-    stored, scaling = quantise(volume.image, dtype)
+    stored, scaling = volume.image, volume.scaling
+    if stored.dtype == np.float32:
+        stored, scaling = quantise(scaling.values(stored), stored_dtype(storage))
     attributes = {"scale_factor": scaling.scale_factor, "add_offset": scaling.add_offset}
     zarr.create_group(store, attributes=layout.image_attributes(case_id, volume.spacing_mm))
     _write_array(store, layout.IMAGE_ARRAY, "czyx", stored, storage, attributes)

@@ -9,41 +9,50 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from hssl_dist.errors import InputError
+from hssl_dist.records import Scaling as Scaling  # the readers' name for it
 
 if TYPE_CHECKING:
     from jaxtyping import Float32, Shaped
 
+    from hssl_dist.config.preprocess import StorageConfig
+
 Dtype = Literal["int16", "float16"]
 Stored = np.ndarray[Any, np.dtype[Any]]
 
+AUTO_DTYPE: Dtype = "int16"
 FINEST_STEP = 2.0**-10
 _INT16_LIMIT = 32767
 _FLOAT16_LIMIT = 65504.0
 
 
-@dataclass(frozen=True, slots=True)
-class Scaling:
-    """`value = stored * scale_factor + add_offset` (the CF conventions' names)."""
+def stored_dtype(storage: StorageConfig) -> Dtype:
+    """The type in which images are stored."""
+    return AUTO_DTYPE if storage.dtype == "auto" else storage.dtype
 
-    scale_factor: float
-    add_offset: float
+
+def stored_numbers(dtype: Dtype, limit: float) -> tuple[np.dtype[Any], Scaling]:
+    """The numbers in which values up to `limit`, positive or negative, are stored within half a step.
+
+    Raises InputError if the limit is NaN or infinite, or does not fit float16.
+    """
+    if not math.isfinite(limit):
+        raise InputError("the prepared volume has NaN or infinite voxels; all must be finite")
+    return np.dtype(dtype), _SCALINGS[dtype](limit)
 
 
 def quantise(image: Float32[np.ndarray, "*shape"], dtype: Dtype) -> tuple[Stored, Scaling]:
-    """Stored numbers of finite values, each within half a step of its value.
-
-    Raises InputError on NaN or infinity, and if the values do not fit float16.
-    """
-    limit = float(np.abs(image).max(initial=0.0))
-    if not math.isfinite(limit):
-        raise InputError("the prepared volume has NaN or infinite voxels; all must be finite")
-    return _QUANTISERS[dtype](image, limit)
+    """Stored numbers of values; see `stored_numbers`."""
+    limit = float(np.abs([image.min(), image.max()]).max()) if image.size else 0.0
+    numbers, scaling = stored_numbers(dtype, limit)
+    stored = np.empty(image.shape, dtype=numbers)
+    for part, values in zip(stored, image, strict=True):
+        scaling.round_into(part, values.copy())
+    return stored, scaling
 
 
 def dequantise(stored: Shaped[np.ndarray, "*shape"], scaling: Scaling) -> Float32[np.ndarray, "*shape"]:
@@ -54,22 +63,19 @@ def dequantise(stored: Shaped[np.ndarray, "*shape"], scaling: Scaling) -> Float3
     return values
 
 
-def _int16(image: Float32[np.ndarray, "*shape"], limit: float) -> tuple[Stored, Scaling]:
+def _int16(limit: float) -> Scaling:
     step = FINEST_STEP
     while limit > _INT16_LIMIT * step:
         step *= 2.0
-    return np.rint(image / np.float32(step)).astype(np.int16), Scaling(step, 0.0)
+    return Scaling(step)
 
 
-def _float16(image: Float32[np.ndarray, "*shape"], limit: float) -> tuple[Stored, Scaling]:
+def _float16(limit: float) -> Scaling:
     if limit > _FLOAT16_LIMIT:
         raise InputError(
             f"the prepared volume reaches {limit:g}, float16 ends at 65504; use storage.dtype=int16"
         )
-    return image.astype(np.float16), Scaling(1.0, 0.0)
+    return Scaling()
 
 
-_QUANTISERS: dict[Dtype, Callable[[Float32[np.ndarray, "*shape"], float], tuple[Stored, Scaling]]] = {
-    "int16": _int16,
-    "float16": _float16,
-}
+_SCALINGS: dict[Dtype, Callable[[float], Scaling]] = {"int16": _int16, "float16": _float16}

@@ -12,6 +12,7 @@ from nibabel import orientations
 
 from hssl_dist.errors import InputError
 from hssl_dist.imaging import load_case, restore
+from hssl_dist.records import Scaling
 
 LIMIT = 1 << 20
 CLASSES = {1: "one", 2: "two"}
@@ -50,12 +51,12 @@ def test_all_48_orientations_load_alike_and_go_back_exactly(write, case_of, ornt
     np.testing.assert_array_equal(restore(volume.label, volume.geometry), label)
 
 
-def test_arrays_are_float32_and_uint8_in_one_piece(write, case_of):
+def test_voxels_stay_as_narrow_as_they_are_and_in_one_piece(write, case_of):
     flipped = np.diag([-1.0, -1.0, 2.0, 1.0])
     volume = load_case(
         case_of(write("i.nii", IMAGE, flipped), label=write("l.nii", LABEL, flipped)), CLASSES, LIMIT
     )
-    assert volume.image.dtype == np.float32
+    assert volume.image.dtype == IMAGE.dtype
     assert volume.label.dtype == np.uint8
     assert volume.image.flags.c_contiguous
     assert volume.label.flags.c_contiguous
@@ -63,7 +64,25 @@ def test_arrays_are_float32_and_uint8_in_one_piece(write, case_of):
 
 def test_slope_and_intercept_are_applied(write, case_of):
     volume = load_case(case_of(write("i.nii", IMAGE, scl_slope=0.5, scl_inter=-1024)), CLASSES, LIMIT)
-    np.testing.assert_array_equal(volume.image[0], IMAGE.T * 0.5 - 1024)
+    assert volume.image.dtype == IMAGE.dtype
+    np.testing.assert_array_equal(volume.scaling.values(volume.image[0]), IMAGE.T * 0.5 - 1024)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32, np.float64])
+def test_wide_voxels_become_float32(write, case_of, dtype):
+    volume = load_case(
+        case_of(write("i.nii", IMAGE.astype(dtype), scl_slope=0.5, scl_inter=3)), CLASSES, LIMIT
+    )
+    assert volume.image.dtype == np.float32
+    assert volume.scaling == Scaling()
+    np.testing.assert_array_equal(volume.image[0], IMAGE.T * 0.5 + 3)
+
+
+def test_channels_scaled_or_typed_differently_become_float32(write, case_of):
+    names = [write("0.nii", IMAGE), write("1.nii", IMAGE, scl_slope=2), write("2.nii", IMAGE.astype(np.int8))]
+    volume = load_case(case_of(*names, modalities=("mr",) * 3), CLASSES, LIMIT)
+    assert volume.image.dtype == np.float32
+    np.testing.assert_array_equal(volume.image, np.stack([IMAGE.T, 2.0 * IMAGE.T, IMAGE.T]))
 
 
 def test_slope_zero_means_unscaled(write, case_of):

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
 
 from hssl_dist.errors import InputError
-from hssl_dist.imaging import ChannelRecipe, Recipe, load_case, prepare, restore
-from hssl_dist.records import Geometry, Volume
+from hssl_dist.imaging import (
+    ChannelRecipe,
+    Recipe,
+    foreground_samples,
+    load_case,
+    prepare,
+    restore,
+    survey_case,
+)
+from hssl_dist.records import Geometry, Scaling, Volume
+from hssl_dist.store.quantising import stored_numbers
+from tests.unit.imaging.reference import prepare_whole
 
 MR = ChannelRecipe(rule="mr")
 CLASSES = {1: "one", 2: "two"}
@@ -194,6 +206,47 @@ def test_prepare_leaves_its_input_alone():
     prepare(volume, recipe_of((1.3, 0.9, 0.9)))
     np.testing.assert_array_equal(volume.image, before[0])
     np.testing.assert_array_equal(label, before[1])
+
+
+def file_numbers(dtype, slope):
+    """A head in a file's own numbers, and in a second channel another one."""
+    image = np.stack([head((21, 40, 36), seed)[0] for seed in (1, 2)])
+    numbers = np.rint(image * 0.5 + 40) if dtype == np.uint8 else np.rint(image * 7 - 300)
+    scaling = Scaling(slope, -20.0 if slope != 1 else 0.0)
+    volume = volume_of(image, head((21, 40, 36))[1], (2.5, 0.8, 0.8), ("mr", "mr"))
+    return dataclasses.replace(volume, image=numbers.astype(dtype), scaling=scaling)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "slope"),
+    [(np.int16, 1.0), (np.uint8, 1.0), (np.int16, 0.37), (np.int16, -2.0), (np.float32, 1.0)],
+)
+@pytest.mark.parametrize("spacing_mm", [(2.5, 0.8, 0.8), (2.5, 1.1, 0.9), (1.1, 0.8, 0.8), (3.1, 0.5, 1.2)])
+def test_slice_by_slice_equals_the_whole_volume_at_once(dtype, slope, spacing_mm):
+    """To float rounding, and as stored numbers to half a step and that rounding."""
+    volume, recipe = file_numbers(dtype, slope), recipe_of(spacing_mm, MR, MR)
+    exact, intensities = prepare(volume, recipe)
+    expected = prepare_whole(volume, recipe, intensities, exact.geometry)
+    np.testing.assert_allclose(exact.image, expected, atol=1e-5)
+    stored, again = prepare(volume, recipe, partial(stored_numbers, "int16"))
+    assert (stored.image.dtype, stored.scaling) == (np.int16, Scaling(2**-10))
+    assert (stored.geometry, again) == (exact.geometry, intensities)
+    np.testing.assert_array_equal(stored.label, exact.label)
+    np.testing.assert_allclose(stored.scaling.values(stored.image), expected, atol=2**-11 + 1e-5)
+
+
+def test_a_file_s_numbers_and_their_values_are_one_volume():
+    """Held as int16 or as float32, a volume has the same crop, statistics, samples and survey."""
+    narrow = file_numbers(np.int16, 0.37)
+    wide = dataclasses.replace(narrow, image=narrow.scaling.values(narrow.image), scaling=Scaling())
+    recipe = recipe_of((2.5, 1.1, 0.9), MR, MR)
+    one, two = prepare(narrow, recipe), prepare(wide, recipe)
+    np.testing.assert_array_equal(one[0].image, two[0].image)
+    assert (one[0].geometry, one[1]) == (two[0].geometry, two[1])
+    assert survey_case("c", narrow) == survey_case("c", wide)
+    unlabelled = [dataclasses.replace(volume, label=None) for volume in (narrow, wide)]
+    assert survey_case("c", unlabelled[0]) == survey_case("c", unlabelled[1])
+    assert foreground_samples(narrow, 3) == foreground_samples(wide, 3)
 
 
 def test_restore_refuses_another_shape():

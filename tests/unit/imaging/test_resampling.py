@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hssl_dist.imaging.resampling import resample_image, resample_label, resampled_grid
+from hssl_dist.imaging import resampling
+from hssl_dist.imaging.resampling import resample_label, resampled_grid
+from tests.unit.imaging.reference import resample_whole, streamed
 
 RNG = np.random.default_rng(0)
 
@@ -58,7 +60,7 @@ def test_image_equals_the_slow_reference(name):
     kernels = ["linear" if axis == THICK.get(name) else "cubic" for axis in range(3)]
     ratios = [b / a for a, b in zip(spacing, target, strict=True)]
     expected = np.clip(slow(array, new_shape, ratios, kernels), array.min(), array.max())
-    result = resample_image(array, spacing, new_shape, new_spacing)
+    result = streamed(array, spacing, new_shape, new_spacing)
     assert result.dtype == np.float32
     np.testing.assert_allclose(result, expected, atol=2e-6)
 
@@ -79,18 +81,45 @@ def test_label_equals_the_slow_reference(name):
     assert clear.mean() > 0.5 or shape == (1, 1, 1)
 
 
+@pytest.mark.parametrize("target", [(0.9, 0.8, 1.0), (2.3, 1.0, 1.4), (7.0, 1.0, 1.0), (0.21, 1.0, 1.0)])
+def test_slabs_meet_without_a_seam(target):
+    """However few slices a slab has, and however far they reach, the volume is the same."""
+    array = RNG.normal(size=(31, 9, 8)).astype(np.float32)
+    shape, spacing = resampled_grid(array.shape, (1.0,) * 3, target)
+    asked = []
+
+    def plane(z):
+        asked.append(z)
+        return array[z]
+
+    whole = list(resampling.resample_image(plane, array.shape, (1.0,) * 3, shape, spacing))
+    assert len(whole) == 1
+    assert asked == list(range(31))
+    few = 3 * shape[1] * shape[2]
+    slabs = list(resampling.resample_image(plane, array.shape, (1.0,) * 3, shape, spacing, few))
+    assert {len(slab) for slab in slabs[:-1]} <= {3}
+    np.testing.assert_array_equal(np.concatenate(slabs), whole[0])
+    expected = resample_whole(array, (1.0,) * 3, shape, spacing)
+    np.testing.assert_allclose(whole[0].clip(array.min(), array.max()), expected, atol=2e-6)
+    label = RNG.integers(0, 3, array.shape).astype(np.uint8)
+    np.testing.assert_array_equal(
+        resample_label(label, (1.0,) * 3, shape, spacing, few),
+        resample_label(label, (1.0,) * 3, shape, spacing),
+    )
+
+
 def test_equal_spacing_leaves_voxels_and_spacing_alone():
     array = RNG.normal(size=(3, 4, 5)).astype(np.float32)
     shape, spacing = resampled_grid((3, 4, 5), (1.0, 0.5, 0.5), (1.0005, 0.5, 0.4998))
     assert (shape, spacing) == ((3, 4, 5), (1.0, 0.5, 0.5))
-    assert resample_image(array, (1.0, 0.5, 0.5), shape, spacing) is array
+    np.testing.assert_array_equal(streamed(array, (1.0, 0.5, 0.5), shape, spacing), array)
 
 
 def test_an_axis_that_needs_it_is_resampled_alone():
     array = RNG.normal(size=(3, 4, 5)).astype(np.float32)
     shape, spacing = resampled_grid((3, 4, 5), (3.0, 1.0, 1.0), (1.0, 1.0, 1.0))
     assert (shape, spacing) == ((9, 4, 5), (1.0, 1.0, 1.0))
-    result = resample_image(array, (3.0, 1.0, 1.0), shape, spacing)
+    result = streamed(array, (3.0, 1.0, 1.0), shape, spacing)
     np.testing.assert_array_equal(result[1::3], array)
 
 
@@ -98,7 +127,7 @@ def test_a_ramp_stays_a_ramp_in_mm():
     """Grids share their centre: what varies linearly in space does so with the new spacing."""
     ramp = np.broadcast_to(np.arange(20, dtype=np.float32) * 0.8, (20, 20, 20))
     shape, spacing = resampled_grid((20, 20, 20), (0.8,) * 3, (0.5,) * 3)
-    line = resample_image(np.ascontiguousarray(ramp), (0.8,) * 3, shape, spacing)[10, 10]
+    line = streamed(np.ascontiguousarray(ramp), (0.8,) * 3, shape, spacing)[10, 10]
     np.testing.assert_allclose(np.diff(line)[4:-4], 0.5, atol=1e-5)
     assert line[shape[2] // 2 - 1 : shape[2] // 2 + 1].mean() == pytest.approx(ramp[0, 0].mean(), abs=1e-5)
 
@@ -108,7 +137,7 @@ def test_thick_slices_do_not_ring():
     array = np.full((7, 8, 8), 10.0, dtype=np.float32)
     array[0], array[3] = 0.0, 100.0
     shape, spacing = resampled_grid(array.shape, (6.0, 1.0, 1.0), (1.0, 1.0, 1.0))
-    line = resample_image(array, (6.0, 1.0, 1.0), shape, spacing)[:, 4, 4]
+    line = streamed(array, (6.0, 1.0, 1.0), shape, spacing)[:, 4, 4]
     assert line[12:].min() == 10.0
     assert (np.diff(line[12:21]) >= 0).all()
 
@@ -117,7 +146,7 @@ def test_cubic_never_leaves_the_range_of_the_source():
     step = np.zeros((8, 8, 8), dtype=np.float32)
     step[:, :, 4:] = 1.0
     shape, spacing = resampled_grid(step.shape, (1.0,) * 3, (0.3,) * 3)
-    result = resample_image(step, (1.0,) * 3, shape, spacing)
+    result = streamed(step, (1.0,) * 3, shape, spacing)
     assert (result.min(), result.max()) == (0.0, 1.0)
 
 
