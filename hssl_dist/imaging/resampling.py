@@ -125,10 +125,9 @@ def _vote(
         parts, region = _restrict(matrices, box)
         share = _apply((label[box] == value).astype(np.float32), parts)
         rest[region] -= share
-        larger = share > best[region]
-        winner[region][larger] = value
-        best[region][larger] = share[larger]
-    winner[rest > best] = 0
+        np.copyto(winner[region], value, where=share > best[region])
+        np.maximum(best[region], share, out=best[region])
+    np.copyto(winner, 0, where=rest > best)
 
 
 def _thick_axis(spacing_mm: Triple, target_mm: Triple) -> int | None:

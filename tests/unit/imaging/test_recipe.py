@@ -103,7 +103,7 @@ def test_the_hash_depends_on_what_changes_voxels_and_on_nothing_else():
     assert resolve(surveys, spacing_mm=(2.0, 1.0, 1.0)).hash == recipe.hash
     assert resolve(surveys, spacing_mm=(2.0, 1.0, 0.9)).hash != recipe.hash
     assert resolve(surveys, "ct").hash != recipe.hash
-    assert recipe.model_copy(update={"version": 2}).hash != recipe.hash
+    assert recipe.model_copy(update={"version": recipe.version + 1}).hash != recipe.hash
     assert type(recipe).model_validate_json(recipe.to_json()) == recipe
 
 
