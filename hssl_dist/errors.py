@@ -3,8 +3,10 @@
 HsslError
 ├── UsageError              the user can mend it: exit status 2
 │   ├── ConfigError         a key, a value or a combination of values
-│   └── MissingError        a path, dataset, run or model that is not there
+│   ├── MissingError        a path, dataset, run or model that is not there
+│   └── AccessError         storage that refuses the credentials, or has none to go by
 ├── InputError              a source file that cannot become a volume: quarantined
+├── StorageError            object storage that fails or does not answer
 ├── StoreError              a store that is not what its manifest says
 │   └── CorruptError        an object that is missing or has other bytes
 ├── CheckpointError         a checkpoint that cannot be loaded or does not fit
@@ -31,6 +33,14 @@ class ConfigError(UsageError):
 
 class MissingError(UsageError):
     """Something the config names does not exist."""
+
+
+class AccessError(UsageError):
+    """Object storage refuses: wrong, missing or insufficient credentials."""
+
+
+class StorageError(HsslError, OSError):
+    """Object storage failed or did not answer, after all retries. It is an OSError: disks fail alike."""
 
 
 class InputError(HsslError):

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
+from hssl_dist import files
 from hssl_dist.config.parts import Fraction, JobConfig, Name, Part, RayConfig, Size, StoreConfig, Url
 
 
@@ -14,6 +15,9 @@ def _check_pattern(pattern: str) -> str:
     if re.compile(pattern).groups != 1:
         raise ValueError(f"the pattern {pattern!r} needs exactly one group: the patient's name")
     return pattern
+
+
+Endpoint = Annotated[str, AfterValidator(files.check_endpoint)]
 
 
 class DatasetConfig(Part):
@@ -24,7 +28,11 @@ class DatasetConfig(Part):
     layout: Literal["msd", "nnunet", "bids", "folder"]
     """Medical Segmentation Decathlon, nnU-Net raw v2, BIDS, or plain image and label folders."""
     source: str
-    """Path below `source_root`, absolute path or fsspec URL."""
+    """Path below `source_root`, absolute path or fsspec URL, of a folder or a tar archive."""
+    anonymous: bool = False
+    """Read a public `s3://` source unsigned."""
+    endpoint: Endpoint | None = None
+    """Server of an `s3://` source, https://host[:port]; the environment's if not given."""
     task: Name | None = None
     """Task of the hierarchy; the dataset's name if not given."""
     group: Name
@@ -43,6 +51,11 @@ class DatasetConfig(Part):
     """Label folder of the `folder` layout."""
     derivatives: str | None = None
     """Folder below `derivatives` with the masks of the `bids` layout; the only one if not given."""
+
+    @model_validator(mode="after")
+    def _access_suits_the_source(self) -> Self:
+        files.with_access(self.source, self.anonymous, self.endpoint)
+        return self
 
 
 class StorageConfig(Part):

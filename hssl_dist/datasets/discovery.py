@@ -36,12 +36,14 @@ def discover(config: DatasetConfig, source_root: str) -> Dataset:
     `source_root` is what a relative `config.source` starts from. Raises MissingError if the source, its
     description or any case is missing, and ConfigError if the description or the config does not make sense.
     """
-    root = files.resolve(config.source if "://" in config.source else files.join(source_root, config.source))
+    root = dataset_root(config, source_root)
     if not files.is_folder(root):
-        raise MissingError(f"dataset {config.name!r}: there is no folder {root}; set `source`")
+        raise MissingError(f"dataset {config.name!r}: there is no folder {files.shown(root)}; set `source`")
     contents = LAYOUTS[config.layout](config, root)
     if not contents.cases:
-        raise MissingError(f"dataset {config.name!r}: no case in {root}; is its layout `{config.layout}`?")
+        raise MissingError(
+            f"dataset {config.name!r}: no case in {files.shown(root)}; is its layout `{config.layout}`?"
+        )
     if not contents.channels:
         raise ConfigError(f"dataset {config.name!r}: its description names no channel; name each")
     modalities = tuple(_modality(config, channel) for channel in contents.channels)
@@ -59,6 +61,23 @@ def discover(config: DatasetConfig, source_root: str) -> Dataset:
         cases[case.id] = case
     ordered = tuple(cases[key] for key in sorted(cases))
     return Dataset(config.name, ordered, classes, modalities, contents.unused)
+
+
+def dataset_root(config: DatasetConfig, source_root: str) -> str:
+    """The URL of the folder a dataset's files are in: its source, or the only top folder of an archive.
+
+    Raises MissingError if the archive is not there, and ConfigError if it is damaged or hostile.
+    """
+    source = config.source if "://" in config.source else files.join(source_root, config.source)
+    url = files.with_access(files.resolve(source), config.anonymous, config.endpoint)
+    if not files.is_archive(url) or files.is_folder(url):
+        return url
+    try:
+        return files.archive_root(url)
+    except FileNotFoundError:
+        raise MissingError(
+            f"dataset {config.name!r}: there is no archive {files.shown(url)}; set `source`"
+        ) from None
 
 
 def case_id(name: str) -> str:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hssl_dist import __version__, store
-from hssl_dist.datasets import discover
+from hssl_dist.datasets import dataset_root, discover
 from hssl_dist.errors import CorruptError, MissingError
 from hssl_dist.imaging import CaseSurvey, Recipe, resolve_recipe
 from hssl_dist.imaging.recipe import RECIPE_VERSION
@@ -32,7 +32,7 @@ from hssl_dist.jobs.preprocess_cases import (
 from hssl_dist.jobs.preprocess_report import write_report
 from hssl_dist.jobs.preprocess_result import Result, add_overlaps, check_failure_rates, outcome
 from hssl_dist.jobs.quarantine import Quarantine
-from hssl_dist.jobs.sources import HashedCase, hash_cases, source_url
+from hssl_dist.jobs.sources import HashedCase, hash_cases
 from hssl_dist.jobs.surveys import read_surveys, write_surveys
 from hssl_dist.records import CaseRecord, Manifest, ManifestHeader, Outcome, content_hash
 from hssl_dist.store.layout import ENCODING_VERSION
@@ -88,7 +88,7 @@ def run(config: PreprocessConfig, console: Console) -> Outcome:
 
 
 def _preprocess(work: _Work) -> Result:
-    cases = hash_cases(work.dataset.cases, source_url(work.config, work.job.source_root), work.console)
+    cases = hash_cases(work.dataset.cases, dataset_root(work.config, work.job.source_root), work.console)
     quarantine = Quarantine(work.root, work.name)
     previous = _previous_manifest(work)
     surveys = _survey(work, cases, quarantine)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hssl_dist import files
+from hssl_dist.errors import StorageError
 from hssl_dist.records import SourceFile, content_hash
 
 if TYPE_CHECKING:
-    from hssl_dist.config.preprocess import DatasetConfig
     from hssl_dist.console import Console
     from hssl_dist.records import Case
 
@@ -40,13 +40,10 @@ class HashedCase:
         return sum(source.size_bytes for source in self.sources)
 
 
-def source_url(config: DatasetConfig, source_root: str) -> str:
-    """The folder a dataset's files are in; `discover` starts from the same."""
-    return files.resolve(config.source if "://" in config.source else files.join(source_root, config.source))
-
-
 def hash_cases(cases: Sequence[Case], source_url: str, console: Console) -> list[HashedCase]:
     """Hash the files of all cases, several at a time; paths are recorded relative to `source_url`."""
+    for line in files.ignored(source_url):
+        console.warn(line)
     hashed = []
     with (
         console.track(f"{cases[0].dataset}: hash the sources", len(cases)) as advance,
@@ -65,6 +62,8 @@ def _hash_case(case: Case, source_url: str) -> HashedCase:
         path = files.relative(url, source_url)
         try:
             sha256, size_bytes = files.sha256(url)
+        except StorageError:
+            raise
         except OSError as error:
             reason = (
                 "is missing"

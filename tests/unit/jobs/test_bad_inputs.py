@@ -12,12 +12,12 @@ import pytest
 from hssl_dist import preprocess
 from hssl_dist.config.preprocess import PreprocessConfig
 from hssl_dist.console import Console
-from hssl_dist.datasets import discover
+from hssl_dist.datasets import dataset_root, discover
 from hssl_dist.errors import UsageError
 from hssl_dist.imaging import load_case
 from hssl_dist.jobs.preprocess_cases import Refused as RefusedCase
 from hssl_dist.jobs.preprocess_cases import survey_cases
-from hssl_dist.jobs.sources import hash_cases, source_url
+from hssl_dist.jobs.sources import hash_cases
 from tests.bad_inputs import (
     HEALTHY,
     MAX_VOXELS,
@@ -48,7 +48,7 @@ def surveyed(folder: Path, name: str) -> dict:
     """What surveying, or hashing, makes of every case of a row's dataset: a survey or the reason."""
     config = write_row(folder, name)
     dataset = discover(config, str(folder))
-    hashed = hash_cases(dataset.cases, source_url(config, str(folder)), Console(io.StringIO()))
+    hashed = hash_cases(dataset.cases, dataset_root(config, str(folder)), Console(io.StringIO()))
     found = {case.id: case.problem for case in hashed if case.problem is not None}
     readable = [case.case for case in hashed if case.problem is None]
     for result in survey_cases(readable, dataset.classes, MAX_VOXELS):

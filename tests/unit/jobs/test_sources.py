@@ -9,7 +9,8 @@ import pytest
 
 from hssl_dist.config.preprocess import DatasetConfig
 from hssl_dist.console import Console
-from hssl_dist.jobs.sources import hash_cases, source_url
+from hssl_dist.datasets import dataset_root
+from hssl_dist.jobs.sources import hash_cases
 from hssl_dist.records import Case, SourceFile
 
 
@@ -58,4 +59,4 @@ def test_a_file_that_is_not_there_is_the_cases_problem(hashed):
 )
 def test_where_a_dataset_is(source, url):
     config = DatasetConfig(name="toy", layout="msd", source=source, group="g")
-    assert source_url(config, "/data") == url
+    assert dataset_root(config, "/data") == url

@@ -1,0 +1,285 @@
+"""Files by path or URL: on local disk, on object storage, in tar archives. Sole importer of fsspec.
+
+A URL is a local path or anything fsspec knows (`s3://bucket/prefix`, `memory://x`); what is in an archive has
+the archive's URL before it: `s3://bucket/Task04.tar!/Task04/dataset.json`. Local paths are absolute once a
+config is resolved, so every process sees the same file. fsspec is imported by the first call.
+
+    access.py   forms of S3 URLs, the S3 client, its errors
+    ranged.py   reading by ranges
+    tar.py      archives read in place
+    scratch.py  compressed archives
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import posixpath
+import stat
+import threading
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from hssl_dist.errors import ConfigError, MissingError
+from hssl_dist.files.access import check_endpoint, explained, parse, put, s3_filesystem, shown, with_access
+from hssl_dist.files.ranged import Fetch, open_ranges
+from hssl_dist.files.scratch import decompressed
+from hssl_dist.files.tar import Tar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = [
+    "archive_root",
+    "check_endpoint",
+    "exists",
+    "filesystem",
+    "ignored",
+    "is_archive",
+    "is_folder",
+    "is_local",
+    "join",
+    "listing",
+    "open_read",
+    "read",
+    "relative",
+    "remove",
+    "resolve",
+    "sha256",
+    "shown",
+    "walk",
+    "with_access",
+    "write",
+]
+
+_BLOCK_BYTES = 1 << 20
+_READ_AHEAD_BYTES = 8 << 20
+_TAR_ENDINGS, _COMPRESSED_ENDINGS = (".tar",), (".tar.gz", ".tgz")
+_ARCHIVES_KEPT = 8
+_indexing = threading.Lock()
+_archives: dict[str, tuple[str, Tar]] = {}
+"""By URL: the state an archive was indexed in, and the archive."""
+
+
+def resolve(url: str) -> str:
+    """An absolute local path for a relative path or `file://` URL; other URLs without trailing slash."""
+    if url.startswith("file://"):
+        url = url.removeprefix("file://")
+    if "://" in url:
+        return url.rstrip("/")
+    return str(Path(url).expanduser().absolute())
+
+
+def is_local(url: str) -> bool:
+    """Whether the URL is a path of this machine's file system, which any program can open."""
+    return "://" not in url and _split(url) is None
+
+
+def is_archive(url: str) -> bool:
+    """Whether the URL names an archive: `.tar`, `.tar.gz` or `.tgz`."""
+    return url.endswith((*_TAR_ENDINGS, *_COMPRESSED_ENDINGS))
+
+
+def join(url: str, *parts: str) -> str:
+    """The URL of a path below `url`."""
+    return posixpath.join(url, *parts)
+
+
+def relative(url: str, root: str) -> str:
+    """The path of `url` below `root`."""
+    return posixpath.relpath(url, root)
+
+
+def archive_root(url: str) -> str:
+    """The URL of an archive's only top folder, or of its top if it has more than that.
+
+    Raises FileNotFoundError, or ConfigError if it is damaged, hostile or no archive.
+    """
+    return f"{url}!/{_archive(url).root}"
+
+
+def ignored(url: str) -> list[str]:
+    """What has been left out of the archive a URL leads into: a line for each kind of member."""
+    archive = _split(url)
+    return _archive(archive[0]).ignored if archive else []
+
+
+def filesystem(url: str) -> tuple[Any, str]:
+    """The file system of a URL and the URL's path in it: fsspec's, or `Tar`.
+
+    Raises FileNotFoundError if the URL leads into an archive that is not there.
+    """
+    if (archive := _split(url)) is not None:
+        return _archive(archive[0]), archive[1]
+    if (place := parse(url)) is not None:
+        return s3_filesystem(place), place.path
+    import fsspec
+
+    if "://" not in url:
+        return fsspec.filesystem("file"), url
+    fs, path = fsspec.core.url_to_fs(url)
+    return fs, path
+
+
+def exists(url: str) -> bool:
+    """Whether a file or folder is there."""
+    try:
+        with explained(url):
+            fs, path = filesystem(url)
+            return bool(fs.exists(path))
+    except FileNotFoundError:
+        return False
+
+
+def is_folder(url: str) -> bool:
+    """Whether there is a folder (or a non-empty prefix)."""
+    try:
+        with explained(url):
+            fs, path = filesystem(url)
+            return bool(fs.isdir(path))
+    except FileNotFoundError:
+        return False
+
+
+def listing(url: str) -> list[str]:
+    """Names directly below a folder, sorted; empty if there is no such folder."""
+    try:
+        with explained(url):
+            fs, path = filesystem(url)
+            names = fs.ls(path, detail=False) if fs.isdir(path) else []
+    except FileNotFoundError:
+        return []
+    return sorted(posixpath.basename(str(name).rstrip("/")) for name in names)
+
+
+def walk(url: str) -> Iterator[str]:
+    """URLs of all files below a folder, sorted; none if there is no such folder."""
+    try:
+        with explained(url):
+            fs, path = filesystem(url)
+            names = sorted(fs.find(path))
+    except FileNotFoundError:
+        return
+    for name in names:
+        yield join(url, posixpath.relpath(str(name), path or "."))
+
+
+def read(url: str) -> bytes:
+    """The bytes of a file. Raises FileNotFoundError."""
+    with explained(url):
+        fs, path = filesystem(url)
+        return bytes(fs.cat_file(path))
+
+
+def open_read(url: str) -> IO[bytes]:
+    """A file opened for reading bytes; elsewhere than on local disk it is read by ranges, some MB ahead.
+
+    Raises FileNotFoundError, IsADirectoryError for a folder, and OSError for pipes and devices, which may
+    never end.
+    """
+    if is_local(url):
+        mode = Path(url).stat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise OSError(errno.EINVAL, "it is a pipe or a device", url)
+        return Path(url).open("rb")
+    with explained(url):
+        fs, path = filesystem(url)
+        fetch, size_bytes, _ = _ranges(fs, path, url)
+        return open_ranges(fetch, size_bytes, max(1, min(size_bytes, _READ_AHEAD_BYTES)))
+
+
+def write(url: str, data: bytes) -> None:
+    """Put a file so that readers see the old bytes or the new ones, never a part.
+
+    Object stores do that by themselves; on local disk the bytes are written aside, flushed and renamed.
+    Raises MissingError if there is no such bucket.
+    """
+    if _split(url) is not None:
+        raise ConfigError(f"{shown(url)} is in an archive, which is only read; choose another place")
+    if is_local(url):
+        target = Path(url)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        with aside.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        aside.replace(target)
+        return
+    fs, path = filesystem(url)
+    if parse(url) is None:
+        fs.pipe_file(path, data)
+        return
+    try:
+        with explained(url):
+            put(fs, path, data)
+    except FileNotFoundError:
+        bucket = path.partition("/")[0]
+        raise MissingError(f"{shown(url)}: there is no bucket {bucket!r}; make it first") from None
+
+
+def remove(url: str) -> None:
+    """Remove a file or a whole folder if it is there."""
+    if _split(url) is not None:
+        raise ConfigError(f"{shown(url)} is in an archive, which is only read; choose another place")
+    with explained(url):
+        fs, path = filesystem(url)
+        if fs.exists(path):
+            fs.rm(path, recursive=True)
+
+
+def sha256(url: str) -> tuple[str, int]:
+    """SHA-256 (hex) and size in bytes of a file, read in blocks. Raises FileNotFoundError."""
+    digest, size = hashlib.sha256(), 0
+    with open_read(url) as stream:
+        while block := stream.read(_BLOCK_BYTES):
+            digest.update(block)
+            size += len(block)
+    return digest.hexdigest(), size
+
+
+# --------------------------------------------------------------------------------------------------- archives
+
+
+def _split(url: str) -> tuple[str, str] | None:
+    """The URL of the archive that a URL leads into, and the path in it; None if it leads into none."""
+    archive, mark, path = url.partition("!/")
+    return (archive, path.strip("/")) if mark and is_archive(archive) else None
+
+
+def _ranges(fs: Any, path: str, url: str) -> tuple[Fetch, int, str]:
+    """How to fetch a file's ranges, its size in bytes, and what tells this state of it from another."""
+    info = fs.info(path)
+    if info["type"] == "directory":
+        raise IsADirectoryError(f"{shown(url)} is a folder")
+
+    def fetch(start: int, stop: int) -> bytes:
+        with explained(url):
+            return bytes(fs.cat_file(path, start=start, end=stop))
+
+    return fetch, int(info["size"]), repr(sorted(info.items()))
+
+
+def _archive(url: str) -> Tar:
+    """The archive at a URL, as it is now: indexed once in a process for as long as it does not change."""
+    with explained(url):
+        fs, path = filesystem(url)
+        fetch, size_bytes, version = _ranges(fs, path, url)
+    with _indexing:
+        known = _archives.get(url)
+        if known is None or known[0] != version:
+            _archives.pop(url, None)
+            _archives[url] = known = (version, _index(url, version, fetch, size_bytes))
+            if len(_archives) > _ARCHIVES_KEPT:
+                del _archives[next(iter(_archives))]
+    return known[1]
+
+
+def _index(url: str, version: str, fetch: Fetch, size_bytes: int) -> Tar:
+    if url.endswith(_TAR_ENDINGS):
+        return Tar(shown(url), size_bytes, fetch)
+    with open_ranges(fetch, size_bytes, _READ_AHEAD_BYTES) as stream:
+        path = decompressed(stream, shown(url), version)
+    fetch, size_bytes, _ = _ranges(*filesystem(str(path)), str(path))
+    return Tar(shown(url), size_bytes, fetch)
