@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from hssl_dist.tracking.client import connect
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 20.0
 LINEAGE = Lineage(config_hash="c" * 64, code_version="0.1.0", manifests={"heart": "a" * 64})
+WEIGHTS = b"weights" * 1000
 
 
 def _free_port() -> int:
@@ -89,63 +91,85 @@ def server(
             _stop(process)
 
 
-def test_a_run_and_its_model_go_through_the_server_and_back_and_outlive_it(
-    server: tuple[TrackingConfig, subprocess.Popen[bytes]],
-    tmp_path: Path,
-    capfd: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    tracking, process = server
-    (tmp_path / "model.json").write_text("{}")
-    (tmp_path / "model.safetensors").write_bytes(b"weights" * 1000)
+@dataclass(frozen=True)
+class Served:
+    """A finished run of which two versions of a model were registered."""
 
+    tracking: TrackingConfig
+    process: subprocess.Popen[bytes]
+    run_id: str
+    uris: tuple[str, str]
+
+
+@pytest.fixture(scope="module")
+def served(
+    server: tuple[TrackingConfig, subprocess.Popen[bytes]], tmp_path_factory: pytest.TempPathFactory
+) -> Served:
+    """A run that is tracked, and its model registered twice, through the server."""
+    tracking, process = server
+    folder = tmp_path_factory.mktemp("model")
+    (folder / "model.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(WEIGHTS)
     with start_run(tracking, "served", {"steps": 3}, {}, LINEAGE) as run:
         worker = attach_run(tracking, run.id)
         worker.log_metrics(1, {"loss": 2.0, "val_dice/left ventricle": 0.5})
         worker.log_figure("figures/loss.png", b"png")
         worker.flush()
-        first = register_model(tracking, tmp_path, "hssl-unet", run.id, LINEAGE, alias="champion")
-        second = register_model(tracking, tmp_path, "hssl-unet", run.id, LINEAGE)
-    assert (first.uri, second.uri) == ("models:/hssl-unet/1", "models:/hssl-unet/2")
+        first = register_model(tracking, folder, "hssl-unet", run.id, LINEAGE, alias="champion")
+        second = register_model(tracking, folder, "hssl-unet", run.id, LINEAGE)
+    return Served(tracking, process, run.id, (first.uri, second.uri))
 
-    client = connect(tracking)
-    kept = client.get_run(run.id)
+
+def test_what_a_run_and_its_worker_logged_is_on_the_server(served: Served) -> None:
+    client = connect(served.tracking)
+    kept = client.get_run(served.run_id)
     assert kept.info.status == "FINISHED"
     assert kept.data.metrics == {"loss": 2.0, "val_dice/left ventricle": 0.5}
     assert kept.data.tags["hssl.manifest.heart"] == "a" * 64
-    assert [item.path for item in client.list_artifacts(run.id, "figures")] == ["figures/loss.png"]
+    assert [item.path for item in client.list_artifacts(served.run_id, "figures")] == ["figures/loss.png"]
     assert client.get_model_version("hssl-unet", "2").tags["hssl.config_hash"] == "c" * 64
 
+
+def test_a_model_comes_back_by_version_alias_and_run(
+    served: Served, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert served.uris == ("models:/hssl-unet/1", "models:/hssl-unet/2")
     versions = {
         "models:/hssl-unet@latest": 2,
         "models:/hssl-unet@champion": 1,
         "models:/hssl-unet/1": 1,
-        f"runs:/{run.id}": None,
+        f"runs:/{served.run_id}": None,
     }
     for uri, version in versions.items():
-        fetched = fetch_model(tracking, uri)
+        fetched = fetch_model(served.tracking, uri)
         assert fetched.version == version
-        assert fetched.run_id == run.id
-        assert (fetched.folder / "model.safetensors").read_bytes() == b"weights" * 1000
-    set_alias(tracking, "hssl-unet", 2, "champion")
-    assert fetch_model(tracking, "models:/hssl-unet@champion").version == 2
+        assert fetched.run_id == served.run_id
+        assert (fetched.folder / "model.safetensors").read_bytes() == WEIGHTS
+    set_alias(served.tracking, "hssl-unet", 2, "champion")
+    assert fetch_model(served.tracking, "models:/hssl-unet@champion").version == 2
+    set_alias(served.tracking, "hssl-unet", 1, "champion")
+    assert capfd.readouterr().out == ""
+
+
+def test_what_the_registry_has_not_is_named_beside_what_it_has(served: Served) -> None:
     with pytest.raises(MissingError) as caught:
-        fetch_model(tracking, "models:/hssl-unet@best")
+        fetch_model(served.tracking, "models:/hssl-unet@best")
     assert str(caught.value) == (
-        f"model 'hssl-unet' in the registry at {tracking.uri} has no alias 'best': "
+        f"model 'hssl-unet' in the registry at {served.tracking.uri} has no alias 'best': "
         "it has versions 1, 2, aliases champion, latest"
     )
     with pytest.raises(MissingError, match="no model 'other' in the registry"):
-        fetch_model(tracking, "models:/other@latest")
+        fetch_model(served.tracking, "models:/other@latest")
     with pytest.raises(MissingError, match=f"no run '{'0' * 32}'"):
-        fetch_model(tracking, f"runs:/{'0' * 32}")
-    assert capfd.readouterr().out == ""
+        fetch_model(served.tracking, f"runs:/{'0' * 32}")
 
-    # The server goes away while a job trains: one warning, no error, and no long wait.
+
+def test_a_job_goes_on_when_its_server_goes_away(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last test of the file: one warning, no error, and no long wait."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     warnings: list[str] = []
-    run = start_run(tracking, "orphaned", {}, {}, LINEAGE, warn=warnings.append)
-    _stop(process)
+    run = start_run(served.tracking, "orphaned", {}, {}, LINEAGE, warn=warnings.append)
+    _stop(served.process)
     start_s = time.monotonic()
     for step in range(100):
         run.log_metrics(step, {"loss": 1.0})
