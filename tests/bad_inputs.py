@@ -406,6 +406,7 @@ ROWS: dict[str, Row] = {
     # Voxels
     "NaN voxels": Row("folder", one_voxel(np.nan), Quarantined("1 of 960 voxels are NaN or infinite")),
     "infinite voxels": Row("folder", one_voxel(-np.inf), Quarantined("1 of 960 voxels are NaN or infinite")),
+    "one voxel of 3e38": Row("folder", one_voxel(3e38), Quarantined("to 3e+38; beyond 1e+12 none can be")),
     "constant image": Row(
         "folder", image(lambda voxels: 0 * voxels + 7), Quarantined("the image is constant: every voxel is 7")
     ),

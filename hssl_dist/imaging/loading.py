@@ -22,6 +22,9 @@ WIDEST_BYTES = 2
 GRID_TOLERANCE_VOXELS = 0.1
 """Two files share a grid if no corner voxel lies further apart than this share of the smallest voxel edge."""
 
+MAX_INTENSITY = 1e12
+"""Beyond any scanner's unit; a voxel there is a damaged one, and would spoil the volume's statistics."""
+
 LABEL_TOLERANCE = 1e-3
 """A label stored as float counts as whole numbers up to this much (scaled or converted masks)."""
 
@@ -123,11 +126,15 @@ def _scaling(header: SourceHeader) -> Scaling:
 
 
 def _check_values(channel: Shaped[np.ndarray, "z y x"], scaling: Scaling, name: str) -> None:
-    """Raise InputError unless all intensities are finite and some differ."""
+    """Raise InputError unless all intensities are finite, possible, and some differ."""
     low, high = (float(scaling.values(number)) for number in (channel.min(), channel.max()))
     if not (math.isfinite(low) and math.isfinite(high)):
         finite = sum(np.count_nonzero(np.isfinite(scaling.values(plane))) for plane in channel)
         raise InputError(f"{name}: {channel.size - finite} of {channel.size} voxels are NaN or infinite")
+    if max(-low, high) > MAX_INTENSITY:
+        raise InputError(
+            f"{name}: intensities from {low:.3g} to {high:.3g}; beyond {MAX_INTENSITY:g} none can be"
+        )
     if low == high:
         raise InputError(f"{name}: the image is constant: every voxel is {low:g}")
 

@@ -11,6 +11,7 @@ import json
 import resource
 import sys
 import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -110,6 +111,7 @@ def check(volume: Volume) -> None:
 
 def main(seed: int, rounds: int) -> None:
     """Damage and read, and print how many were accepted, refused or worse."""
+    warnings.simplefilter("error")
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     voxels = np.random.default_rng(0).normal(200, 20, (12, 10, 8))
     kinds = [
