@@ -13,7 +13,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps dynamic-network-architectures \
-		lightly open_clip_torch pytorch-metric-learning tqdm
+		lightly open_clip_torch pytorch-metric-learning tqdm nnunetv2 batchgenerators
 	touch $@
 
 # The tests' S3 server; its pins have nothing to do with ours.

@@ -7,6 +7,7 @@ the interpreter and the libraries do not count. Linux only.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import platform
@@ -98,6 +99,78 @@ def _own_memory_mib(field: str) -> float:
         if name == field:
             return int(value.split()[0]) / 1024
     raise KeyError(field)
+
+
+# ------------------------------------------------------------------------------- a process and its workers
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Proportional set size of some processes: shared pages are divided among those that share them."""
+
+    private_mib: float
+    """What only swapping could take from them: anonymous and shared memory."""
+    file_mib: float
+    """Mapped files: pages the system can drop, and libraries."""
+
+    @property
+    def total_mib(self) -> float:
+        """All of it."""
+        return self.private_mib + self.file_mib
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What some processes have used so far."""
+
+    cpu_s: float
+    read_bytes: int
+    """From storage, not from the page cache."""
+
+
+def tree_memory(pid: int) -> Memory:
+    """Of a process and its descendants, now; those that have ended meanwhile hold nothing."""
+    private_kib = file_kib = 0
+    for each in _tree(pid):
+        try:
+            text = Path(f"/proc/{each.pid}/smaps_rollup").read_text()
+        except OSError:
+            continue
+        sizes = {line.split(":")[0]: int(line.split()[1]) for line in text.splitlines()[1:]}
+        private_kib += sizes["Pss_Anon"] + sizes["Pss_Shmem"]
+        file_kib += sizes["Pss_File"]
+    return Memory(private_kib / 1024, file_kib / 1024)
+
+
+def tree_usage(pid: int) -> Usage:
+    """Of a process and its descendants that are alive."""
+    cpu_s, read_bytes = 0.0, 0
+    for each in _tree(pid):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = each.cpu_times()
+            cpu_s += times.user + times.system
+            read_bytes += each.io_counters().read_bytes
+    return Usage(cpu_s, read_bytes)
+
+
+def _tree(pid: int) -> list[psutil.Process]:
+    try:
+        root = psutil.Process(pid)
+        return [root, *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def drop_from_page_cache(folder: Path) -> int:
+    """Have the system forget the contents of a folder's files; returns their bytes."""
+    total = 0
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                total += path.stat().st_size
+    return total
 
 
 def wait_for_memory(needed_mib: float, timeout_s: float) -> bool:

@@ -1,0 +1,96 @@
+"""What the loader must reach, each as a number beside its bound."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass, replace
+from typing import Any
+
+Figures = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """One requirement: `value` must be at most `bound` (at least, for `at_least`)."""
+
+    name: str
+    value: float
+    bound: float
+    at_least: bool
+    passed: bool | None
+    """None where this run could not tell."""
+    note: str = ""
+
+
+def judge(local: list[Figures], s3: Figures, quick: bool) -> list[Criterion]:
+    """Every requirement: those of local disk in the first scenario, the equality in all.
+
+    A quick run's volumes are too small to judge speed and memory by; its values are stated without a verdict.
+    """
+    found = [
+        _against_peers(local[0], "steady", 2.0, "warm local disk: patches/s over the best peer's"),
+        *_memory(local[0]),
+        _against_peers(local[0], "first", 1.0, "cold local disk: patches/s over the best peer's"),
+        *_from_s3(local[0], s3),
+    ]
+    if quick:
+        found = [replace(criterion, passed=None) for criterion in found]
+    return [*found, *_equality([*local, s3])]
+
+
+def _equality(scenarios: list[Figures]) -> list[Criterion]:
+    unequal = sum(arm["unequal"] for scenario in scenarios for arm in scenario["arms"])
+    missing = sum(arm["expected"] - arm["checked"] for scenario in scenarios for arm in scenario["arms"])
+    checked = sum(arm["checked"] for scenario in scenarios for arm in scenario["arms"])
+    return [
+        _criterion("patches unlike the reference reader's", unequal, 0, note=f"{checked} compared a round"),
+        _criterion("patches that were never delivered", missing, 0),
+    ]
+
+
+def _criterion(name: str, value: float, bound: float, at_least: bool = False, note: str = "") -> Criterion:
+    return Criterion(name, value, bound, at_least, value >= bound if at_least else value <= bound, note)
+
+
+def _rates(arm: Figures, window: str) -> list[float]:
+    rates: list[float] = arm[window]["patches_per_s"]["values"]
+    return rates
+
+
+def _against_peers(scenario: Figures, window: str, bound: float, name: str) -> Criterion:
+    """The median of the rounds' ratios: what disturbs a round disturbs both sides of its ratio."""
+    arms = {arm["arm"]: _rates(arm, window) for arm in scenario["arms"]}
+    peers = {name: rates for name, rates in arms.items() if not name.startswith("ours")}
+    best = max(peers, key=lambda peer: statistics.median(peers[peer]))
+    ratio = statistics.median(a / b for a, b in zip(arms["ours"], peers[best], strict=True))
+    return _criterion(name, ratio, bound, at_least=True, note=f"{best}; {scenario['scenario']}")
+
+
+def _memory(scenario: Figures) -> list[Criterion]:
+    """Growth over the libraries'. A mapped cache's pages count as ours though the system may drop them."""
+    arms = {arm["arm"]: arm["memory_mib"] for arm in scenario["arms"]}
+    ours, peer = arms["ours"], arms["MONAI CacheDataset"]
+    total = (ours["private"] + ours["file"]) / (peer["private"] + peer["file"])
+    private = ours["private"] / peer["private"]
+    return [
+        _criterion("memory over CacheDataset's, mapped files included", total, 0.5),
+        _criterion("memory over CacheDataset's, without files the system can drop", private, 0.5),
+    ]
+
+
+def _from_s3(scenario: Figures, s3: Figures) -> list[Criterion]:
+    arms = {arm["arm"]: arm for arm in s3["arms"]}
+    ours, zarr = arms["ours"], arms["zarr-python"]
+    local = next(arm for arm in scenario["arms"] if arm["arm"] == "ours")
+    gets = ours["first"]["gets_per_patch"] / zarr["first"]["gets_per_patch"]
+    ratios = (a / b for a, b in zip(_rates(ours, "first"), _rates(zarr, "first"), strict=True))
+    again = ours["steady"]["patches_per_s"]["median"] / local["steady"]["patches_per_s"]["median"]
+    sent = ours["steady"]["served"]["bytes_sent"]
+    return [
+        _criterion("S3, first epoch: GETs per patch over zarr-python's", gets, 0.2),
+        _criterion(
+            "S3, first epoch: patches/s over zarr-python's", statistics.median(ratios), 3.0, at_least=True
+        ),
+        _criterion("S3, second epoch: patches/s over local disk's", again, 0.9, at_least=True),
+        _criterion("S3, second epoch: bytes from S3", sent, 0),
+    ]
