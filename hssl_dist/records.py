@@ -145,7 +145,7 @@ class Intensity(Record):
 
 
 class SourceFile(Record):
-    """A file a case was made from, by its path relative to the dataset's source."""
+    """A file (or DICOM series) a case was made from, by its path relative to the dataset's source."""
 
     path: str
     size_bytes: int

@@ -25,8 +25,8 @@ class DatasetConfig(Part):
 
     name: Name
     """Name of the dataset in the store."""
-    layout: Literal["msd", "nnunet", "bids", "folder"]
-    """Medical Segmentation Decathlon, nnU-Net raw v2, BIDS, or plain image and label folders."""
+    layout: Literal["msd", "nnunet", "bids", "folder", "dicom"]
+    """Medical Segmentation Decathlon, nnU-Net raw v2, BIDS, plain image and label folders, a DICOM tree."""
     source: str
     """Path below `source_root`, absolute path or fsspec URL, of a folder or a tar archive."""
     anonymous: bool = False

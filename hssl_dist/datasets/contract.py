@@ -84,7 +84,7 @@ def volumes(folder: str) -> dict[str, str]:
 
 def unused_files(root: str, folders: Iterable[str], cases: Iterable[FoundCase]) -> tuple[str, ...]:
     """What lies directly in these folders below `root` and belongs to no case, hidden files aside."""
-    used = {url for case in cases for url in (*case.images, case.label)}
+    used = {url.rstrip("/") for case in cases for url in (*case.images, case.label or "")}
     urls = (files.join(root, folder, name) for folder in folders for name in _visible(root, folder))
     return tuple(files.relative(url, root) for url in urls if url not in used)
 

@@ -11,6 +11,7 @@ from hssl_dist import files
 from hssl_dist.config.preprocess import DatasetConfig
 from hssl_dist.datasets.bids import find_bids
 from hssl_dist.datasets.contract import Contents, Dataset, FoundCase
+from hssl_dist.datasets.dicom_tree import find_dicom
 from hssl_dist.datasets.folder import find_folder
 from hssl_dist.datasets.msd import find_msd
 from hssl_dist.datasets.nnunet import find_nnunet
@@ -22,6 +23,7 @@ LAYOUTS: dict[str, Callable[[DatasetConfig, str], Contents]] = {
     "nnunet": find_nnunet,
     "bids": find_bids,
     "folder": find_folder,
+    "dicom": find_dicom,
 }
 
 _LONGEST_ID = 120

@@ -6,6 +6,7 @@ is an optional extra: nothing is imported before a file of one of its formats is
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import tempfile
 from pathlib import Path
@@ -24,14 +25,19 @@ _REASON_CHARACTERS = 160
 
 def simpleitk(name: str) -> ModuleType:
     """SimpleITK, its warnings turned off; `name` is the file that needs it. Raises InputError without it."""
-    try:
-        import SimpleITK
-    except ImportError:
-        raise InputError(
-            f"{name}: SimpleITK is needed to read it; install it with: pip install 'hssl-dist[itk]'"
-        ) from None
+    check_installed(name)
+    import SimpleITK
+
     SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
     return SimpleITK
+
+
+def check_installed(name: str) -> None:
+    """Raise InputError, saying what to do, unless SimpleITK is installed."""
+    if importlib.util.find_spec("SimpleITK") is None:
+        raise InputError(
+            f"{name}: SimpleITK is needed to read it; install it with: pip install 'hssl-dist[itk]'"
+        )
 
 
 def header_of(text: bytes, ending: str, name: str, max_voxels: int) -> SourceHeader:
@@ -101,12 +107,12 @@ def ras_affine(
     return ras
 
 
-def one_line(error: RuntimeError) -> str:
+def one_line(error: object) -> str:
     """ITK's own reason: NRRD's innermost, or what follows the name of the failing object; cut short."""
     text = str(error).strip()
     if "[nrrd]" in text:
         reason = text.splitlines()[-1].removeprefix("[nrrd] ")
     else:
-        reason = re.split(r"(?:itk::|ITK )ERROR: (?:\w+\(0x[0-9a-f]+\): )?", text)[-1]
+        reason = re.split(r"ERROR: (?:\w+\(0x[0-9a-f]+\): )?|\.[ch]xx:\d+:", text)[-1]
     reason = " ".join(reason.split())
     return reason if len(reason) <= _REASON_CHARACTERS else reason[: _REASON_CHARACTERS - 3] + "..."

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64, Shaped
 
+from hssl_dist import dicom
 from hssl_dist.errors import InputError
 from hssl_dist.records import Shape
 
@@ -47,11 +48,13 @@ class SourceImage:
 
 
 def read_source(url: str, max_voxels: int) -> SourceImage:
-    """Read an image or label from a path or URL, by the reader of its name's ending.
+    """Read an image or label from a path or URL, by the reader of its name's ending; a folder as DICOM.
 
     The header is checked before any voxel is read: no more than `max_voxels` may be declared. Raises
     InputError with the file's name and the reason.
     """
+    if dicom.is_series(url):
+        return _series(url, max_voxels)
     name = posixpath.basename(url)
     for ending, reader in _READERS.items():
         if name.endswith(ending):
@@ -102,6 +105,12 @@ def _meta(url: str, max_voxels: int) -> SourceImage:
     from hssl_dist.imaging.itk_files import read_meta
 
     return read_meta(url, max_voxels)
+
+
+def _series(url: str, max_voxels: int) -> SourceImage:
+    from hssl_dist.imaging.itk_series import read_series
+
+    return read_series(url, max_voxels)
 
 
 def _detached(url: str, max_voxels: int) -> SourceImage:

@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hssl_dist import files
-from hssl_dist.errors import StorageError
+from hssl_dist import dicom, files
+from hssl_dist.errors import InputError, StorageError
 from hssl_dist.records import SourceFile, content_hash
 
 if TYPE_CHECKING:
@@ -61,20 +61,31 @@ def _hash_case(case: Case, source_url: str) -> HashedCase:
     for url in urls:
         path = files.relative(url, source_url)
         try:
-            sha256, size_bytes = files.sha256(url)
+            sha256, size_bytes = _hash_series(url) if dicom.is_series(url) else files.sha256(url)
         except StorageError:
             raise
+        except InputError as error:
+            return _broken(case, sources, str(error))
         except OSError as error:
             reason = (
                 "is missing"
                 if isinstance(error, FileNotFoundError)
                 else f"cannot be read: {error.strerror or error}"
             )
-            problem = f"{path}: {reason}"
-            return HashedCase(case, tuple(sources), content_hash({"problem": problem}), problem)
+            return _broken(case, sources, f"{path}: {reason}")
         sources.append(SourceFile(path=path, size_bytes=size_bytes, sha256=sha256))
     hashes = [source.sha256 for source in sources]
     images = len(case.images)
     return HashedCase(
         case, tuple(sources), content_hash({"images": hashes[:images], "label": hashes[images:]})
     )
+
+
+def _hash_series(url: str) -> tuple[str, int]:
+    """One hash and size for all files of a DICOM series: of their bytes, whatever their names and order."""
+    hashed = [files.sha256(path) for path, _ in dicom.series_files(url)]
+    return content_hash(sorted(sha256 for sha256, _ in hashed)), sum(size for _, size in hashed)
+
+
+def _broken(case: Case, sources: Sequence[SourceFile], problem: str) -> HashedCase:
+    return HashedCase(case, tuple(sources), content_hash({"problem": problem}), problem)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from hssl_dist import files
 from hssl_dist.config.preprocess import DatasetConfig, PreprocessConfig
@@ -16,11 +18,11 @@ from hssl_dist.console import Console
 from hssl_dist.jobs import preprocess
 from hssl_dist.records import Manifest
 from hssl_dist.store import read_manifest
+from tests.dicom_files import CANARY, UID, changed, series, volume, write_files
 from tests.itk_files import OBLIQUE, image_of, write_image
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
-CANARY = "CANARY7F3A"
 CASES = ("anna", "ben", "cara")
 TAGS = {"PatientName": f"{CANARY}-name", "Comment": f"{CANARY}-comment", "StudyDate": f"{CANARY}-date"}
 
@@ -59,9 +61,28 @@ def preprocessed(root: Path, store: Path, layout: str = "folder", **keys: object
     return outcome.summary["datasets"]["toy"], said
 
 
+def write_tree(root: Path) -> None:
+    """A DICOM archive of the scans, every text tag telling, every slice under a name of no meaning."""
+    for number, name in enumerate(CASES):
+        planes = (scan(number)[0] + 1024).astype(np.uint16)
+        images = series(planes, 3.0, uid=f"{UID}.{number}", spacing_mm=(2.0, 1.5), rescale=("1", "-1024"))
+        write_files(root / name / "2026-01-02" / "CT", images)
+
+
+def nifti_of(series_folder: Path, path: Path) -> None:
+    """What SimpleITK makes of a series, as NIfTI."""
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(series_folder)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sitk.WriteImage(reader.Execute(), str(path))
+
+
 def voxel_hashes(manifest: Manifest) -> list[tuple[str, str]]:
-    """Path and hash of every stored object of every case."""
-    return [(item.path, item.sha256) for record in manifest.cases for item in record.objects]
+    """Path and hash of every stored object of voxels."""
+    objects = [item for record in manifest.cases for item in record.objects]
+    voxels = [item for item in objects if not item.path.endswith("zarr.json")]
+    assert len(voxels) >= len(CASES)
+    return [(item.path, item.sha256) for item in voxels]
 
 
 def assert_nowhere(word: str, folder: Path, said: str) -> None:
@@ -112,3 +133,59 @@ def test_bad_files_of_every_format_are_quarantined_without_a_word_of_their_heade
     assert reasons["hostile"] == "hostile.mha: a header without its voxels; convert it to .mha"
     assert sum("truncated" in reason for reason in reasons.values()) == 3
     assert_nowhere(CANARY, tmp_path / "store", said)
+
+
+def test_a_dicom_tree_is_stored_like_the_nifti_files_of_its_series(tmp_path):
+    write_tree(tmp_path / "archive")
+    for name in CASES:
+        nifti_of(tmp_path / "archive" / name / "2026-01-02/CT", tmp_path / f"nifti/images/{name}.nii.gz")
+    summary, _ = preprocessed(tmp_path / "nifti", tmp_path / "expected")
+    assert summary["written"] == len(CASES)
+    summary, said = preprocessed(tmp_path / "archive", tmp_path / "store", "dicom", modality="auto")
+    assert (summary["written"], summary["quarantined"]) == (len(CASES), [])
+    expected = read_manifest(str(tmp_path / "expected"), "toy")
+    manifest = read_manifest(str(tmp_path / "store"), "toy")
+    assert [record.patient for record in manifest.cases] == list(CASES)
+    plain = [(re.sub("_[0-9a-f]{12}", "", path), sha256) for path, sha256 in voxel_hashes(manifest)]
+    assert plain == voxel_hashes(expected)
+    for record, other in zip(manifest.cases, expected.cases, strict=True):
+        assert record.intensities == other.intensities
+        assert (record.geometry.shape, record.geometry.spacing_mm) == (
+            other.geometry.shape,
+            other.geometry.spacing_mm,
+        )
+        [source] = record.sources
+        assert source.path.startswith(f"{record.patient}/2026-01-02/CT/#")
+        files_of = (tmp_path / "archive" / record.patient).rglob("IM*")
+        assert source.size_bytes == sum(path.stat().st_size for path in files_of)
+    assert_nowhere(CANARY, tmp_path / "store", said)
+    assert_nowhere(UID, tmp_path / "store", said)
+    assert preprocessed(tmp_path / "archive", tmp_path / "store", "dicom", modality="auto")[0]["written"] == 0
+
+
+def test_bad_series_are_quarantined_without_a_word_of_their_tags(tmp_path):
+    write_tree(tmp_path / "archive")
+    bad = tmp_path / "archive/zoe"
+    images = series(volume(5), uid=f"{UID}.9")
+    write_files(bad / "gap", [*images[:2], *images[3:]])
+    write_files(bad / "localizer", images[:1])
+    write_files(bad / "cut", images)
+    cut = next((bad / "cut").iterdir())
+    cut.write_bytes(cut.read_bytes()[:-3])
+    write_files(bad / "frames", [[*images[0], (0x0028_0008, "IS", "20")]])
+    jpeg = "1.2.840.10008.1.2.4.70"
+    rubbish = [changed(one, {0x7FE0_0010: [CANARY.encode() * 9]}) for one in images]
+    write_files(bad / "rubbish", rubbish, syntax=jpeg)
+    summary, said = preprocessed(tmp_path / "archive", tmp_path / "store", "dicom")
+    assert (summary["written"], len(summary["quarantined"])) == (len(CASES), 5)
+    reasons = "; ".join(item["reason"] for item in summary["quarantined"])
+    for reason in (
+        "gap: slices are 2 to 4 mm apart: one is missing",
+        "localizer: a series of one image",
+        "truncated: holds 81 of 84 bytes of voxels",
+        "an object of several frames",
+        "ITK cannot decode it",
+    ):
+        assert reason in reasons
+    assert_nowhere(CANARY, tmp_path / "store", said)
+    assert_nowhere(UID, tmp_path / "store", said)

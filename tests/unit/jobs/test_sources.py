@@ -7,11 +7,13 @@ import io
 
 import pytest
 
+from hssl_dist import dicom
 from hssl_dist.config.preprocess import DatasetConfig
 from hssl_dist.console import Console
 from hssl_dist.datasets import dataset_root
 from hssl_dist.jobs.sources import hash_cases
 from hssl_dist.records import Case, SourceFile
+from tests.dicom_files import series, volume, write_files
 
 
 @pytest.fixture
@@ -51,6 +53,28 @@ def test_a_file_that_is_not_there_is_the_cases_problem(hashed):
     found = hashed(("nowhere",), "b")
     assert found.problem == "nowhere: is missing"
     assert found.content != hashed("a", "b").content
+
+
+def test_a_series_is_one_source_of_all_its_bytes(tmp_path):
+    def build(folder):
+        case = Case("toy", "case", "case", (dicom.series_url(folder),), None, ("ct",))
+        [found] = hash_cases([case], str(tmp_path), Console(io.StringIO()))
+        return found
+
+    folder = write_files(tmp_path / "scan", series(volume(3)), ["a", "b", "c"])
+    (tmp_path / "scan/notes.txt").write_text("not of the series")
+    found = build(folder)
+    [source] = found.sources
+    assert (source.path, found.problem) == ("scan", None)
+    assert found.size_bytes == sum((tmp_path / "scan" / name).stat().st_size for name in "abc")
+    renamed = write_files(tmp_path / "renamed", series(volume(3)), ["x", "a", "y"])
+    assert build(renamed).content == found.content
+    (tmp_path / "scan/c").write_bytes((tmp_path / "scan/c").read_bytes()[:-1] + b"x")
+    assert build(folder).content != found.content
+    (tmp_path / "scan/c").unlink()
+    assert build(folder).content not in (found.content, build(renamed).content)
+    (tmp_path / "scan/d.dcm").write_bytes(b"no")
+    assert build(folder).problem == "d.dcm: not a DICOM file, damaged or truncated"
 
 
 @pytest.mark.parametrize(
