@@ -19,16 +19,8 @@ from hssl_dist.errors import TooManyFailuresError
 from hssl_dist.jobs import preprocess
 from hssl_dist.records import Outcome
 from hssl_dist.store import read_manifest, read_quarantine, verify
-from tests.bad_inputs import (
-    HEALTHY,
-    MAX_VOXELS,
-    ROWS,
-    Accepted,
-    Quarantined,
-    Warned,
-    write_case,
-    write_dataset,
-)
+from tests.bad_inputs import MAX_VOXELS, ROWS, Accepted, Quarantined, Warned
+from tests.spoiling import HEALTHY, write_case, write_dataset
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

@@ -19,7 +19,6 @@ from hssl_dist.jobs.preprocess_cases import Refused as RefusedCase
 from hssl_dist.jobs.preprocess_cases import survey_cases
 from hssl_dist.jobs.sources import hash_cases
 from tests.bad_inputs import (
-    HEALTHY,
     MAX_VOXELS,
     ROWS,
     Accepted,
@@ -29,13 +28,15 @@ from tests.bad_inputs import (
     table,
     write_row,
 )
+from tests.spoiling import HEALTHY
 
 REQUIRED = """
 truncated gzip; gzip with a bad CRC; gzip with flipped bits; 1 MB of gzip that declares 1 GiB; 32767^3 header;
 negative dims; zero dims; singular affine; NaN affine; NaN slope; NaN voxels; infinite voxels; constant image;
 RGB; complex; 4D where 3D is due; label of another shape; label of another affine;
 label with undeclared values; float labels; empty label; channel missing; duplicate case ids;
-same patient in two datasets; unreadable JSON; path traversal in dataset.json; name with spaces;
+same patient in two datasets; unreadable JSON; path traversal in dataset.json; path traversal in an archive;
+name with spaces;
 name in unicode; zero cases
 """
 
