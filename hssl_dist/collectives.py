@@ -67,7 +67,7 @@ def gather_rows(x: Shaped[Tensor, "n ..."], counts: tuple[int, ...] | None = Non
     if x.shape[0] < largest:
         x = torch.cat((x, x.new_zeros((largest - x.shape[0], *x.shape[1:]))))
     rows = x.new_empty((len(counts) * largest, *x.shape[1:]))
-    with _deadline("gathering rows"):
+    with _failing("failed at gathering rows with the other ranks"):
         _all_gather(rows, x.contiguous())
     if min(counts) < largest:
         starts = (rank * largest for rank in range(len(counts)))
@@ -89,44 +89,17 @@ def gather_numbers(x: Num[Tensor, " n"]) -> list[list[float]]:
         return [x.tolist()]
     own = x.detach().contiguous()
     numbers = own.new_empty(world_size() * own.shape[0])
-    with _deadline("gathering sizes"):
+    with _failing("failed at gathering sizes with the other ranks"):
         _all_gather(numbers, own)
     rows: list[list[float]] = numbers.view(world_size(), -1).tolist()
     return rows
-
-
-class _AllGather(torch.autograd.Function):
-    """Gather forward; backward sums what every rank's loss says about this rank's rows."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        gathered = gather_rows(x)
-        ctx.start, ctx.count = gathered.start, x.shape[0]
-        return gathered.rows
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
-        total = all_reduce_sum(grad_outputs[0])
-        return total[ctx.start : ctx.start + ctx.count]
-
-
-def all_gather_ragged(x: Num[Tensor, "n ..."]) -> Num[Tensor, "total ..."]:
-    """The rows of all ranks in rank order, with a gradient; ranks may hold different numbers of rows.
-
-    The gradient of a local row is the sum over ranks of the gradients of their losses; its backward pass is
-    a collective, so every rank must run it.
-    """
-    if not is_distributed():
-        return x
-    gathered: Tensor = _AllGather.apply(x)  # type: ignore[no-untyped-call]
-    return gathered
 
 
 def all_reduce_sum(x: Num[Tensor, "*shape"]) -> Num[Tensor, "*shape"]:
     """The sum over ranks, without a gradient; `x` is left as it is."""
     total = x.detach().clone(memory_format=torch.contiguous_format)
     if is_distributed():
-        with _deadline("summing"):
+        with _failing("failed at summing with the other ranks"):
             dist.all_reduce(total)
     return total
 
@@ -136,25 +109,10 @@ def broadcast_object(value: T, src: int = 0) -> T:
     if not is_distributed():
         return value
     box: list[Any] = [value]
-    with _deadline("a broadcast"):
+    with _failing("failed at a broadcast with the other ranks"):
         dist.broadcast_object_list(box, src=src)
     received: T = box[0]
     return received
-
-
-@contextmanager
-def _deadline(what: str) -> Iterator[None]:
-    """Failures of a collective as TrainingError; the deadline itself is the process group's."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise TrainingError(
-            f"rank {rank()} of {world_size()} failed at {what} with the other ranks: {reason}; "
-            "look at their logs"
-        ) from error
 
 
 def barrier(timeout_s: float = 600.0) -> None:
@@ -162,16 +120,24 @@ def barrier(timeout_s: float = 600.0) -> None:
     if not is_distributed():
         return
     deadline = timedelta(seconds=timeout_s)
-    try:
+    with _failing(f"waited {timeout_s:g} s for the other ranks"):
         if dist.get_backend() == "gloo":
             dist.monitored_barrier(timeout=deadline, wait_all_ranks=True)
         else:
             work = dist.barrier(async_op=True)
             if work is not None:
                 work.wait(deadline)
+
+
+@contextmanager
+def _failing(what: str) -> Iterator[None]:
+    """Failures of a collective as TrainingError that says what this rank did; the deadline is the group's."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise TrainingError(
-            f"rank {rank()} of {world_size()} waited {timeout_s:g} s for the other ranks: {reason}; "
-            "look at their logs"
+            f"rank {rank()} of {world_size()} {what}: {reason}; look at their logs"
         ) from error

@@ -139,6 +139,9 @@ class ArrayReader:
     def regions(self, pairs: Sequence[tuple[CaseRecord, Region]]) -> list[np.ndarray]:
         return [self.region(record, region) for record, region in pairs]
 
+    def fill(self, pairs: Sequence[tuple[CaseRecord, Region]], out: np.ndarray) -> None:
+        out[:] = self.regions(pairs)
+
     def figures(self) -> ReadFigures:
         return ReadFigures()
 

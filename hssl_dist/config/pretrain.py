@@ -42,7 +42,9 @@ class SamplingConfig(Part):
     """Leave the labelled test patients of this split out of pretraining, and whatever case of these datasets
     shows one of their scans; without it every image is used."""
     prefetch_batches: PositiveInt = 2
-    """Batches read ahead."""
+    """Batches read ahead, if `prefetch_bytes` has room for them."""
+    prefetch_bytes: PositiveInt = 2 << 30
+    """Memory, in each process, for batches read ahead; one is, whatever its size."""
 
 
 class ViewConfig(Part):

@@ -182,6 +182,7 @@ def _train(
         settings.batch_size,
         settings.foreground,
         config.seed,
+        pin_memory=device.type == "cuda",
     )
 
     def validate(network: nn.Module) -> DiceMeans:

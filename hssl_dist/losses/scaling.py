@@ -27,11 +27,6 @@ def scale_to_total(local_sum: Float[Tensor, ""], count: Num[Tensor, ""]) -> Floa
     return local_sum * factor.to(local_sum.dtype)
 
 
-def global_value(loss: Float[Tensor, ""]) -> float:
-    """The mean of the ranks' scaled losses: the single-process value, for logging. All ranks must call it."""
-    return float(collectives.all_reduce_sum(loss.double())) / collectives.world_size()
-
-
 def at_least_float32(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """`x` in float32, or as it is in float64: losses are not computed in half precision."""
     return x if x.dtype == torch.float64 else x.float()

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from hssl_dist.networks.unet import ResidualEncoder, ResidualUNet, UNetDecoder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
 
     from hssl_dist.config.network import NetworkConfig
     from hssl_dist.config.pretrain import ObjectiveConfig
@@ -117,12 +117,6 @@ class PretrainingNetwork(nn.Module):
         for name, parameter in self.named_parameters():
             part = name.partition(".")[0]
             parameter.requires_grad_(part in parts and (part != "log_temperature" or self.learn_temperature))
-
-    def stage_parameters(self, stage: Stage) -> Iterator[tuple[str, nn.Parameter]]:
-        """Names and parameters a stage trains besides the encoder's: they take the full learning rate."""
-        for name, parameter in self.named_parameters():
-            if name.partition(".")[0] in STAGE_PARTS[stage] and parameter.requires_grad:
-                yield name, parameter
 
 
 def pool(features: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b two_c"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -18,6 +19,8 @@ from hssl_dist.sampling.schedule import Schedule
 
 if TYPE_CHECKING:
     from hssl_dist.store import Reader
+
+_VOXEL_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,30 +49,54 @@ def rank_slice(global_batch: int, rank: int, world_size: int) -> range:
 
 
 class PretrainingLoader:
-    """The schedule's batches for one rank."""
+    """The schedule's batches for one rank.
 
-    def __init__(self, schedule: Schedule, reader: Reader, rank: int = 0, world_size: int = 1) -> None:
+    `pin_memory` puts the regions where a CUDA device can fetch them while it computes; only with CUDA.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        reader: Reader,
+        rank: int = 0,
+        world_size: int = 1,
+        *,
+        pin_memory: bool = False,
+    ) -> None:
         self._schedule = schedule
         self._reader = reader
         self._indices = rank_slice(schedule.global_batch, rank, world_size)
+        self._pin_memory = pin_memory
+
+    @property
+    def batch_bytes(self) -> int:
+        """Memory of one batch's regions."""
+        return len(self._indices) * math.prod(self._schedule.region_shape) * _VOXEL_BYTES
+
+    @property
+    def depth(self) -> int:
+        """Batches read ahead: as configured, fewer if they take too much memory, at least one."""
+        config = self._schedule.config
+        return max(1, min(config.prefetch_batches, config.prefetch_bytes // max(1, self.batch_bytes)))
 
     def batches(self, start_step: int, stop_step: int) -> Generator[Batch]:
         """Batches of steps `start_step` to `stop_step - 1`, read ahead; close it if it is not used up.
 
         Raises StoreError, naming the case, if a region cannot be read.
         """
-        depth = self._schedule.config.prefetch_batches
-        for batch, wait_s in read_ahead(self._read, range(start_step, stop_step), depth):
+        for batch, wait_s in read_ahead(self._read, range(start_step, stop_step), self.depth):
             yield replace(batch, wait_s=wait_s)
 
     def _read(self, step: int) -> Batch:
         draws = [self._schedule.draw(step, index) for index in self._indices]
-        regions = read_regions(self._reader, [(draw.record, draw.region) for draw in draws])
+        shape = (len(draws), *self._schedule.region_shape)
+        regions = torch.empty(shape, dtype=torch.float32, pin_memory=self._pin_memory)
+        fill_regions(self._reader, [(draw.record, draw.region) for draw in draws], regions.numpy())
         return Batch(
             step=step,
             indices=tuple(self._indices),
             seeds=tuple(self._schedule.seed_of(step, index) for index in self._indices),
-            regions=torch.from_numpy(np.stack(regions)[:, None]),
+            regions=regions[:, None],
             tasks=torch.tensor([draw.task for draw in draws]),
             groups=torch.tensor([draw.group for draw in draws]),
             cases=torch.tensor([_number(draw.record.dataset, draw.record.id) for draw in draws]),
@@ -82,12 +109,12 @@ def _number(*names: str) -> int:
     return int(content_hash(names)[:16], 16) >> 1
 
 
-def read_regions(
-    reader: Reader, pairs: Sequence[tuple[CaseRecord, Region]]
-) -> list[Float32[np.ndarray, "z y x"]]:
-    """Regions read together; the store's own errors name the object, any other is given its case's name."""
+def fill_regions(
+    reader: Reader, pairs: Sequence[tuple[CaseRecord, Region]], out: Float32[np.ndarray, "pair z y x"]
+) -> None:
+    """`Reader.fill`; the store's own errors name the object, any other is given its case's name."""
     try:
-        return list(reader.regions(pairs))
+        reader.fill(pairs, out)
     except HsslError:
         raise
     except Exception:

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from hssl_dist.augment.seeds import sample_seed, stream
 from hssl_dist.errors import ConfigError, HsslError
 from hssl_dist.records import CaseRecord, Region, Shape
-from hssl_dist.sampling.loader import read_regions, unreadable
+from hssl_dist.sampling.loader import fill_regions, unreadable
 from hssl_dist.sampling.placement import draw_start
 from hssl_dist.sampling.prefetch import read_ahead
 
 if TYPE_CHECKING:
     from hssl_dist.store import Reader
+
+_LABELS_AT_ONCE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +32,7 @@ class LabelledBatch:
     step: int
     seeds: tuple[int, ...]
     image: Float[Tensor, "batch channel z y x"]
-    label: Int64[Tensor, "batch z y x"]
+    label: UInt8[Tensor, "batch z y x"]
     wait_s: float = 0.0
 
 
@@ -37,7 +40,8 @@ class SupervisedLoader:
     """Patches drawn evenly over patients, then over their cases, then around a class or anywhere.
 
     A patch lies around an annotated structure with probability `foreground`, its class drawn evenly from
-    those the case has. What sample i of step t is depends on (seed, t, i) alone.
+    those the case has. What sample i of step t is depends on (seed, t, i) alone. `pin_memory` as in
+    `PretrainingLoader`.
     """
 
     def __init__(
@@ -49,11 +53,14 @@ class SupervisedLoader:
         foreground: float,
         seed: int,
         prefetch_batches: int = 2,
+        *,
+        pin_memory: bool = False,
     ) -> None:
         self._records, self._patients = records, _by_patient(records)
         self._reader = reader
         self._patch_size, self._batch_size = patch_size, batch_size
         self._foreground, self._seed, self._depth = foreground, seed, prefetch_batches
+        self._pin_memory = pin_memory
 
     def batches(self, start_step: int, stop_step: int) -> Generator[LabelledBatch]:
         """Batches of steps `start_step` to `stop_step - 1`, read ahead; close it if it is not used up.
@@ -66,12 +73,20 @@ class SupervisedLoader:
     def _read(self, step: int) -> LabelledBatch:
         seeds = tuple(sample_seed(self._seed, step, index) for index in range(self._batch_size))
         draws = [self._draw(seed) for seed in seeds]
-        images = read_regions(
-            self._reader, [(record, region) for record, channels in draws for region in channels]
-        )
-        labels = [_read_label(self._reader, record, channels[0]) for record, channels in draws]
-        image = torch.from_numpy(np.stack(images)).view(self._batch_size, -1, *self._patch_size)
-        return LabelledBatch(step, seeds, image, torch.from_numpy(np.stack(labels)).long())
+        pairs = [(record, region) for record, regions in draws for region in regions]
+        image = torch.empty((len(pairs), *self._patch_size), pin_memory=self._pin_memory)
+        label = torch.empty((len(draws), *self._patch_size), dtype=torch.uint8, pin_memory=self._pin_memory)
+
+        def read_label(place: int) -> None:
+            record, regions = draws[place]
+            label[place] = torch.from_numpy(_read_label(self._reader, record, regions[0]))
+
+        with ThreadPoolExecutor(_LABELS_AT_ONCE, thread_name_prefix="label") as pool:
+            labels = [pool.submit(read_label, place) for place in range(len(draws))]
+            fill_regions(self._reader, pairs, image.numpy())
+            for read in labels:
+                read.result()
+        return LabelledBatch(step, seeds, image.view(len(draws), -1, *self._patch_size), label)
 
     def _draw(self, seed: int) -> tuple[CaseRecord, list[Region]]:
         rng = stream(seed, "patch")

@@ -128,7 +128,13 @@ class _Loop:
         self.device, self.dtype = device, dtype
         self.trajectory = trajectory(config, manifests)
         self.schedule = Schedule(manifests, config.sampling, config.seed, config.global_batch)
-        self.loader = PretrainingLoader(self.schedule, reader, collectives.rank(), collectives.world_size())
+        self.loader = PretrainingLoader(
+            self.schedule,
+            reader,
+            collectives.rank(),
+            collectives.world_size(),
+            pin_memory=device.type == "cuda",
+        )
         self.network = _new_network(config, self.schedule).to(device, dtype)
         self.optimiser_state: Mapping[str, torch.Tensor] = {}
         self.step = 0

@@ -108,7 +108,9 @@ def _train_step(
     rate = learning_rate_at(
         batch.step, peak=config.learning_rate, warmup_steps=config.warmup_steps, steps=config.steps
     )
-    image, label = augment_labelled(batch.image.to(device), batch.label.to(device), batch.seeds)
+    image = batch.image.to(device, non_blocking=True)
+    label = batch.label.to(device, non_blocking=True).long()
+    image, label = augment_labelled(image, label, batch.seeds)
     optimiser.zero_grad()
     loss = dice_cross_entropy(network(image), label)
     value = _finite("loss", loss, batch)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from hssl_dist.records import Manifest
 
 _DEFINING = {"seed", "global_batch", "sampling", "views", "network", "objective", "encoder", "decoder"}
-_READING_AHEAD = {"prefetch_batches"}
+_READING_AHEAD = {"prefetch_batches", "prefetch_bytes"}
 
 
 def trajectory(config: PretrainConfig, manifests: Mapping[str, Manifest]) -> dict[str, Any]:

@@ -105,6 +105,9 @@ class MemoryReader:
         self.calls += 1
         return [self.region(record, region) for record, region in pairs]
 
+    def fill(self, pairs: Sequence[tuple[CaseRecord, Region]], out: np.ndarray) -> None:
+        out[:] = self.regions(pairs)
+
 
 def cut(volume: np.ndarray, region: Region, background: float) -> np.ndarray:
     """The region, voxel by voxel."""

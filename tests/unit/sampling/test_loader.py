@@ -95,6 +95,22 @@ def test_the_stores_own_errors_are_kept(schedule, memory_reader):
     assert error.value is lost
 
 
+@pytest.mark.parametrize(("batches", "depth"), [(0.5, 1), (1, 1), (1.99, 1), (2, 2), (3, 3), (100, 3)])
+def test_what_is_read_ahead_is_bounded_in_bytes(schedule, memory_reader, batches, depth):
+    batch_bytes = next(PretrainingLoader(schedule, memory_reader()).batches(0, 1)).regions.nbytes
+    changes = {"prefetch_batches": 3, "prefetch_bytes": int(batches * batch_bytes)}
+    schedule.config = CONFIG.model_copy(update=changes)
+    reader = memory_reader()
+
+    loader = PretrainingLoader(schedule, reader)
+    with contextlib.closing(loader.batches(0, 1000)) as found:
+        next(found)
+
+    assert loader.batch_bytes == batch_bytes
+    assert loader.depth == depth
+    assert reader.calls <= 1 + depth
+
+
 def test_closing_ends_the_reading(schedule, memory_reader):
     reader = memory_reader()
 

@@ -37,7 +37,7 @@ def test_patches_are_cut_from_image_and_label_alike(record, memory_reader):
     for batch in batches:
         assert batch.image.shape == (3, 3, *PATCH)
         assert batch.label.shape == (3, *PATCH)
-        assert batch.label.dtype == torch.int64
+        assert batch.label.dtype == torch.uint8
         assert batch.seeds == tuple(sample_seed(0, batch.step, index) for index in range(3))
         for image, label in zip(batch.image.numpy(), batch.label.numpy(), strict=True):
             start = found(case, image[0], reader)
