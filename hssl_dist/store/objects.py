@@ -65,9 +65,10 @@ def explain(root: str, record: CaseRecord, array: str, error: Exception) -> NoRe
     Raises StoreError with the reader's own words if all objects are as recorded (the storage failed us).
     """
     prefix = f"{record.image_path}/{array}/"
-    for item in record.objects:
-        if item.path.startswith(prefix):
-            fetch(root, record.dataset, item)
+    items = [item for item in record.objects if item.path.startswith(prefix)]
+    with ThreadPoolExecutor(_PARALLEL) as pool:
+        for _ in pool.map(lambda item: len(fetch(root, record.dataset, item)), items):
+            pass
     url = files.join(layout.dataset_url(root, record.dataset), prefix)
     said = str(error).partition("\n")[0]
     raise StoreError(f"{url} could not be read though its objects are intact: {said}") from error

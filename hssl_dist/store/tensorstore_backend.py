@@ -203,6 +203,8 @@ def kvstore(url: str, environment: Mapping[str, str]) -> dict[str, Any] | None:
         return None
     bucket, _, prefix = rest.partition("/")
     spec: dict[str, Any] = {"driver": "s3", "bucket": bucket, "path": prefix}
+    if "AWS_ACCESS_KEY_ID" in environment:
+        spec["aws_credentials"] = {"type": "environment"}  # looks nowhere else
     if endpoint := environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL"):
         spec["endpoint"] = endpoint
     if region := environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION"):

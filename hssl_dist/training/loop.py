@@ -25,10 +25,11 @@ from hssl_dist.networks.weights import load_state
 from hssl_dist.records import Manifest
 from hssl_dist.sampling.loader import Batch, PretrainingLoader
 from hssl_dist.sampling.schedule import Schedule
+from hssl_dist.store import ReadFigures
 from hssl_dist.training.callbacks import Callbacks
 from hssl_dist.training.checkpoint import Checkpoint, CheckpointStore
 from hssl_dist.training.health import findings, finite_samples, health_warnings
-from hssl_dist.training.monitoring import monitored
+from hssl_dist.training.monitoring import monitored, reading_shares
 from hssl_dist.training.objective import Samples
 from hssl_dist.training.optimiser import Optimiser, learning_rate_at
 from hssl_dist.training.step import StepLoss, backward, finite_outputs
@@ -108,6 +109,7 @@ class _Interval:
     steps: int = 0
     loss: float = 0.0
     wait_s: float = 0.0
+    reading: ReadFigures = field(default_factory=ReadFigures)
     start_s: float = field(default_factory=time.monotonic)
 
 
@@ -126,6 +128,7 @@ class _Loop:
     ) -> None:
         self.config, self.checkpoints, self.callbacks = config, checkpoints, callbacks
         self.device, self.dtype = device, dtype
+        self.reader = reader
         self.trajectory = trajectory(config, manifests)
         self.schedule = Schedule(manifests, config.sampling, config.seed, config.global_batch)
         self.loader = PretrainingLoader(
@@ -141,7 +144,7 @@ class _Loop:
         self.stage_ends = {last for _, last in stage_steps(config).values()}
         self.history: History = []
         self.warned: set[str] = set()
-        self.since_log, self.since_checkpoint = _Interval(), _Interval()
+        self.since_log, self.since_checkpoint = self._new_interval(), _Interval()
 
     # ------------------------------------------------------------------------------------------- saved state
 
@@ -190,7 +193,7 @@ class _Loop:
             optimiser.load_state(self.optimiser_state)
         self.optimiser_state = {}
         wrapped = _distributed(self.network, self.device)
-        self.since_log, self.since_checkpoint = _Interval(), _Interval()
+        self.since_log, self.since_checkpoint = self._new_interval(), _Interval()
         with closing(self.loader.batches(self.step, last)) as batches:
             for batch in batches:
                 rate = learning_rate_at(
@@ -280,6 +283,9 @@ class _Loop:
 
     # ------------------------------------------------------------------------------------------------ metrics
 
+    def _new_interval(self) -> _Interval:
+        return _Interval(reading=self.reader.figures())
+
     def _log(self, values: dict[str, float], loss: StepLoss, samples: Samples) -> None:
         """Complete the metrics of this step and report them; all ranks take part."""
         metrics = {**values, **monitored(loss, samples, self.config.objective)}
@@ -288,7 +294,8 @@ class _Loop:
         elapsed_s = max(time.monotonic() - self.since_log.start_s, 1e-9)
         metrics["samples_per_s"] = self.config.global_batch * self.since_log.steps / elapsed_s
         metrics["data_wait_share"] = self.since_log.wait_s / elapsed_s
-        self.since_log = _Interval()
+        metrics |= reading_shares(self.reader.figures() - self.since_log.reading)
+        self.since_log = self._new_interval()
         if collectives.rank() == 0:
             self.history.append((self.step, metrics))
             self.callbacks.on_metrics(self.step, metrics)

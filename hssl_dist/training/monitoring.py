@@ -1,4 +1,4 @@
-"""What a logged step says of the encoder stage beyond its losses, over the global batch."""
+"""What a logged step says beyond its losses: of the encoder stage, over the global batch, and of reading."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from hssl_dist.config.pretrain import ObjectiveConfig
+    from hssl_dist.store import ReadFigures
     from hssl_dist.training.objective import Samples
     from hssl_dist.training.step import StepLoss
 
@@ -43,6 +44,22 @@ def monitored(loss: StepLoss, samples: Samples, objective: ObjectiveConfig) -> d
         metrics |= {"image_chance": chance, "image_over_chance": image / chance if chance else 0.0}
     metrics |= _of_first_samples(loss, samples, objective)
     return metrics
+
+
+def reading_shares(figures: ReadFigures) -> dict[str, float]:
+    """What reading cost this rank; what cannot be told of the interval is left out.
+
+    - `cache_hit_share`: regions cut from a volume that was in the node's cache, of all
+    - `bytes_fetched_per_byte_used`: bytes from the store's own storage, to stored bytes of delivered voxels
+    - `requests_per_region`: ranges or GETs
+    """
+    shares: dict[str, float] = {}
+    if cached := figures.cache_hits + figures.cache_misses:
+        shares["cache_hit_share"] = figures.cache_hits / cached
+    if figures.bytes_used:
+        shares["bytes_fetched_per_byte_used"] = figures.bytes_fetched / figures.bytes_used
+        shares["requests_per_region"] = figures.requests / figures.regions
+    return shares
 
 
 def _of_first_samples(loss: StepLoss, samples: Samples, objective: ObjectiveConfig) -> dict[str, float]:

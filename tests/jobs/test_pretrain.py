@@ -26,7 +26,8 @@ from tests.tiny_pretraining import config, write_store
 
 STEPS = 7
 # Lines differ from run to run only in how fast it went.
-SPEED = ("samples_per_s", "data_wait_share")
+READING = ("cache_hit_share", "bytes_fetched_per_byte_used", "requests_per_region")
+SPEED = ("samples_per_s", "data_wait_share", *READING)
 
 
 @pytest.fixture(scope="module")

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+from s3fs import S3FileSystem
+from zarr.core.sync import sync
 
+from hssl_dist import files
 from hssl_dist.config.preprocess import StorageConfig
 from hssl_dist.records import CaseRecord, Geometry, Intensity, ManifestHeader, Shape, Volume
 from hssl_dist.store import write_manifest
 from hssl_dist.store.writer import write_case
+from tests.s3.server import S3Server
 
 CLASSES = {1: "anterior", 2: "posterior"}
 STORAGE = StorageConfig(chunk=(8, 8, 8), shard=(16, 16, 16))
@@ -129,6 +134,68 @@ def _pristine(
     }
     write_manifest(str(root), HEADER, [case.record for case in cases.values()])
     return root, cases
+
+
+@pytest.fixture(params=["local", "memory", pytest.param("s3", marks=pytest.mark.s3)])
+def storage(request: pytest.FixtureRequest) -> str:
+    """A kind of storage a store can be on; for S3 the environment leads to the tests' server."""
+    if request.param == "s3":
+        request.getfixturevalue("s3_readers")
+    return str(request.param)
+
+
+@pytest.fixture
+def s3_readers(s3_environment: S3Server) -> Iterator[S3Server]:
+    """The S3 server, with zarr-python's clients closed afterwards, which it leaves open."""
+    yield s3_environment
+    for fs in list(S3FileSystem._cache.values()):
+        if fs.asynchronous and fs._s3 is not None:
+            sync(fs._s3.close())
+            fs._s3 = None
+
+
+@pytest.fixture(scope="session")
+def _uploaded() -> dict[str, str]:
+    """Where the read-only stores are, by storage; filled by the tests that need them."""
+    return {}
+
+
+@pytest.fixture
+def kept_store(
+    storage: str, _pristine: tuple[Path, dict[str, Stored]], _uploaded: dict[str, str]
+) -> tuple[str, dict[str, Stored]]:
+    """The four cases of `toy_store` on every kind of storage, for tests that change nothing."""
+    root, cases = _pristine
+    if storage == "local":
+        return str(root), cases
+    if storage not in _uploaded:
+        _uploaded[storage] = upload(root, new_root(storage))
+    return _uploaded[storage], cases
+
+
+@pytest.fixture
+def own_store(
+    storage: str, tmp_path: Path, _pristine: tuple[Path, dict[str, Stored]]
+) -> tuple[str, dict[str, Stored]]:
+    """The same, a copy for each test."""
+    root, cases = _pristine
+    return upload(root, str(tmp_path / "own") if storage == "local" else new_root(storage)), cases
+
+
+def new_root(storage: str) -> str:
+    """A URL of memory or S3 where nothing is."""
+    if storage == "memory":
+        return f"memory://stores/{secrets.token_hex(6)}"
+    bucket = f"s3://test-{secrets.token_hex(6)}"
+    files.filesystem(bucket)[0].mkdir(bucket)
+    return f"{bucket}/store"
+
+
+def upload(folder: Path, root: str) -> str:
+    """Copy a store; returns its URL."""
+    for url in files.walk(str(folder)):
+        files.write(files.join(root, files.relative(url, str(folder))), files.read(url))
+    return root
 
 
 @pytest.fixture

@@ -23,7 +23,8 @@ from hssl_dist.training.health import health_warnings
 from hssl_dist.training.loop import PretrainingResult, run_pretraining, stage_steps
 from tests.tiny_pretraining import ArrayReader, Recorder, config, manifests
 
-SPEED = ("samples_per_s", "data_wait_share")
+READING = ("cache_hit_share", "bytes_fetched_per_byte_used", "requests_per_region")
+SPEED = ("samples_per_s", "data_wait_share", *READING)
 
 
 def run(
