@@ -64,7 +64,7 @@ def test_both_stages_train_their_parts_and_log_their_terms(tmp_path: Path) -> No
     assert [step for step, _ in recorder.metrics] == [1, 2, 3, 4, 5, 6, 7]
     assert result.history == recorder.metrics
     assert recorder.saved == [2, 4, 6, 7]
-    always = {"loss", "gradient_norm", "learning_rate", *SPEED}
+    always = {"loss", "gradient_norm", "learning_rate", "samples_per_s", "data_wait_share"}
     health = {"image_accuracy", "effective_rank", "embedding_std", "alignment", "uniformity", "temperature"}
     health |= {"image_chance", "image_over_chance"}
     encoder = {"loss_image", "loss_task", "loss_group", "task_accuracy", "group_accuracy"}
