@@ -52,6 +52,7 @@ def _nifti(path: Path, shape: Shape, spacing_mm: Triple, dtype: Any) -> Iterator
     header = nibabel.Nifti1Header()
     header.set_data_dtype(dtype)
     header.set_data_shape(shape[::-1])
+    header.set_zooms(spacing_mm[::-1])
     header.set_sform(np.diag([-spacing_mm[2], -spacing_mm[1], spacing_mm[0], 1.0]), code=1)
     header["vox_offset"], header["magic"] = 352, b"n+1"
     aside = path.with_suffix(".partial")

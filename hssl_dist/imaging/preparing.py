@@ -12,8 +12,8 @@ from jaxtyping import Float32, Float64, Shaped, UInt8
 from hssl_dist.errors import InputError
 from hssl_dist.imaging.orientation import from_ras
 from hssl_dist.imaging.recipe import ChannelRecipe, Recipe
-from hssl_dist.imaging.resampling import resample_image, resample_label, resampled_grid
-from hssl_dist.imaging.tissue import foreground_box, robust_range, spaced_sample, tissue_threshold
+from hssl_dist.imaging.resampling import Kernel, resample_image, resample_label, resampled_grid
+from hssl_dist.imaging.tissue import Tissue, find_tissue, foreground_box
 from hssl_dist.records import Geometry, Intensity, Scaling, Shape, Triple, Volume
 
 MAX_GROWTH = 64
@@ -33,24 +33,32 @@ def unrounded(limit: float) -> tuple[np.dtype[Any], Scaling]:  # noqa: ARG001
 
 
 def prepare(
-    volume: Volume, recipe: Recipe, rounding: Rounding = unrounded
+    volume: Volume,
+    recipe: Recipe,
+    rounding: Rounding = unrounded,
+    kernels: tuple[Kernel, Kernel, Kernel] | None = None,
 ) -> tuple[Volume, tuple[Intensity, ...]]:
     """Crop to the foreground, normalise every channel and resample to the recipe's spacing.
 
     `volume` comes from `load_case` and is left as it is. Returns the volume to store, its image in the
-    numbers of `rounding`, and, per channel, its intensities before and after. The same input gives the same
-    bytes, in any process. Besides the loaded volume and the result it holds a few slabs of slices. Raises
-    InputError if the spacing would blow the volume up.
+    numbers of `rounding`, and, per channel, its intensities before and after. `kernels` are the image's, if
+    not those that suit the spacings. The same input gives the same bytes, in any process. Besides the loaded
+    volume and the result it holds a few slabs of slices. Raises InputError if the spacing would blow the
+    volume up.
     """
-    start, stop = foreground_box(volume)
+    tissues = [
+        find_tissue(channel, volume.scaling, modality)
+        for channel, modality in zip(volume.image, volume.modalities, strict=True)
+    ]
+    start, stop = foreground_box(volume, tissues)
     size: Shape = (stop[0] - start[0], stop[1] - start[1], stop[2] - start[2])
     shape, spacing_mm = resampled_grid(size, volume.spacing_mm, recipe.spacing_mm)
     _check_growth(size, shape, volume.spacing_mm, recipe.spacing_mm)
     box = tuple(slice(low, high) for low, high in zip(start, stop, strict=True))
 
     intensities = tuple(
-        _intensity(channel, volume.scaling, rule)
-        for channel, rule in zip(volume.image, recipe.channels, strict=True)
+        _intensity(channel, volume.scaling, tissue, rule)
+        for channel, tissue, rule in zip(volume.image, tissues, recipe.channels, strict=True)
     )
     crops = [
         _Crop(channel[box], volume.scaling, intensity)
@@ -60,7 +68,7 @@ def prepare(
     image = np.empty((len(crops), *shape), dtype=dtype)
     for channel, crop in zip(image, crops, strict=True):
         z = 0
-        for slab in resample_image(crop.plane, size, volume.spacing_mm, shape, spacing_mm):
+        for slab in resample_image(crop.plane, size, volume.spacing_mm, shape, spacing_mm, kernels):
             np.clip(slab, *crop.range, out=slab)
             scaling.round_into(channel[z : z + len(slab)], slab)
             z += len(slab)
@@ -93,36 +101,37 @@ def _check_growth(size: Shape, shape: Shape, spacing_mm: Triple, target_mm: Trip
         )
 
 
-def _intensity(channel: Shaped[np.ndarray, "z y x"], scaling: Scaling, rule: ChannelRecipe) -> Intensity:
+def _intensity(
+    channel: Shaped[np.ndarray, "z y x"], scaling: Scaling, tissue: Tissue, rule: ChannelRecipe
+) -> Intensity:
     """A channel's statistics over its tissue, and how it is normalised.
 
     `background` is the 2nd percentile of the volume: air, wherever there is any.
     """
-    sample = spaced_sample(channel, scaling)
-    tissue = sample[sample > tissue_threshold(channel, scaling, rule.rule)].astype(np.float64)
-    tissue = tissue if tissue.size else sample.astype(np.float64)
-    low, high = (float(value) for value in np.percentile(tissue, (0.5, 99.5)))
+    sample = tissue.sample.astype(np.float64)
+    inside = sample[tissue.sample > tissue.threshold]
+    inside = inside if inside.size else sample
+    low, high = (float(value) for value in np.percentile(inside, (0.5, 99.5)))
     if rule.rule == "ct":
         clip_low, clip_high, offset, scale = rule.clip_low, rule.clip_high, rule.offset, rule.scale
     else:
-        offset, scale = _robust_moments(tissue, low, high, sample)
+        offset, scale = _robust_moments(inside, low, high, sample)
         clip_low, clip_high = offset - MR_CLIP_STD * scale, offset + MR_CLIP_STD * scale
     if clip_low is None or clip_high is None or offset is None or scale is None:
         raise ValueError(f"a recipe of rule {rule.rule!r} needs its four numbers; got {rule}")
     minimum, maximum = _range(channel, scaling)
-    dark, _ = robust_range(sample, rule.rule)
     return Intensity(
         minimum=minimum,
         maximum=maximum,
-        mean=float(tissue.mean()),
-        std=float(tissue.std()),
+        mean=float(inside.mean()),
+        std=float(inside.std()),
         percentile_00_5=low,
         percentile_99_5=high,
         clip_low=clip_low,
         clip_high=clip_high,
         offset=offset,
         scale=scale,
-        background=float((np.clip(dark, clip_low, clip_high) - offset) / scale),
+        background=float((np.clip(tissue.dark, clip_low, clip_high) - offset) / scale),
     )
 
 
@@ -130,7 +139,7 @@ def _robust_moments(
     tissue: Float64[np.ndarray, " tissue"],
     low: float,
     high: float,
-    sample: Float32[np.ndarray, " voxels"],
+    sample: Float64[np.ndarray, " voxels"],
 ) -> tuple[float, float]:
     """Mean and standard deviation of an MR volume's tissue, clipped to its 0.5 and 99.5 percentiles.
 
@@ -138,7 +147,7 @@ def _robust_moments(
     masks). Where even that has no spread, the volume's own spread has to do.
     """
     clipped = np.clip(tissue, low, high)
-    spread = float(clipped.std()) or float(tissue.std()) or float(sample.astype(np.float64).std())
+    spread = float(clipped.std()) or float(tissue.std()) or float(sample.std())
     return float(clipped.mean()), spread or 1.0
 
 

@@ -9,7 +9,7 @@ instead of aliasing. Sparse products run in one fixed order, so results do not d
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -45,17 +45,16 @@ def resample_image(
     spacing_mm: Triple,
     shape: Shape,
     target_mm: Triple,
+    kernels: tuple[Kernel, Kernel, Kernel] | None = None,
     slab_voxels: int = SLAB_VOXELS,
 ) -> Iterator[Float32[np.ndarray, "planes new_y new_x"]]:
-    """Cubic in the plane of thick slices and linear through them; cubic everywhere if there are none.
+    """A volume on another grid, by the kernels that suit its spacings if no others are given.
 
     `plane(z)` is a source slice; it is asked for each once, in order. Yields the new volume in slabs of a few
-    slices, in order; memory is that of the slabs. A slab may be overwritten by whoever gets it.
-    Cubic interpolation between thick slices would ring with structures that merely end between them.
-    Elsewhere it can overshoot the source's range by an eighth of a step; cutting that is the caller's.
+    slices, in order; memory is that of the slabs. A slab may be overwritten by whoever gets it. Cubic
+    interpolation can leave the source's range; cutting that is the caller's.
     """
-    coarse = _thick_axis(spacing_mm, target_mm)
-    kernels: list[Kernel] = ["linear" if axis == coarse else "cubic" for axis in range(3)]
+    kernels = kernels or suitable_kernels(spacing_mm, target_mm)
     across, down, along = _matrices(old_shape, spacing_mm, shape, target_mm, kernels)
     if across is None:
         for z in range(old_shape[0]):
@@ -130,6 +129,16 @@ def _vote(
     np.copyto(winner, 0, where=rest > best)
 
 
+def suitable_kernels(spacing_mm: Triple, target_mm: Triple) -> tuple[Kernel, Kernel, Kernel]:
+    """Cubic in the plane of thick slices and linear through them; cubic everywhere if there are none.
+
+    Cubic interpolation between thick slices would ring with structures that merely end between them.
+    """
+    thick = _thick_axis(spacing_mm, target_mm)
+    z, y, x = ("linear" if axis == thick else "cubic" for axis in range(3))
+    return cast("tuple[Kernel, Kernel, Kernel]", (z, y, x))
+
+
 def _thick_axis(spacing_mm: Triple, target_mm: Triple) -> int | None:
     """The axis of thick slices of the source or, if it has none, of the target."""
     for spacings in (spacing_mm, target_mm):
@@ -139,7 +148,7 @@ def _thick_axis(spacing_mm: Triple, target_mm: Triple) -> int | None:
 
 
 def _matrices(
-    shape: Shape, spacing_mm: Triple, new_shape: Shape, target_mm: Triple, kernels: list[Kernel]
+    shape: Shape, spacing_mm: Triple, new_shape: Shape, target_mm: Triple, kernels: Sequence[Kernel]
 ) -> list[Matrix]:
     axes = zip(shape, spacing_mm, new_shape, target_mm, kernels, strict=True)
     return [

@@ -13,9 +13,8 @@ from hssl_dist.imaging.recipe import CaseSurvey, ChannelSurvey
 from hssl_dist.imaging.tissue import (
     SAMPLE_VOXELS,
     above,
+    find_tissue,
     foreground_kind,
-    spaced_sample,
-    tissue_threshold,
 )
 from hssl_dist.records import Scaling, Shape, Volume
 
@@ -34,11 +33,11 @@ def survey_case(case_id: str, volume: Volume) -> CaseSurvey:
             count = int(np.count_nonzero(volume.label))
             values = volume.scaling.values(_spaced_inside(channel, volume.label, -(-count // SAMPLE_VOXELS)))
         else:
-            threshold = tissue_threshold(channel, volume.scaling, modality)
-            count = sum(int(np.count_nonzero(above(plane, volume.scaling, threshold))) for plane in channel)
-            sample = spaced_sample(channel, volume.scaling)
-            values = sample[sample > threshold]
-            values = values if values.size else sample
+            tissue = find_tissue(channel, volume.scaling, modality)
+            masks = (above(plane, volume.scaling, tissue.threshold) for plane in channel)
+            count = sum(int(np.count_nonzero(mask)) for mask in masks)
+            values = tissue.sample[tissue.sample > tissue.threshold]
+            values = values if values.size else tissue.sample
         channels.append(_survey_channel(values, count, fingerprint(channel, volume.scaling)))
     return CaseSurvey(
         id=case_id,
@@ -87,7 +86,7 @@ def foreground_samples(volume: Volume, seed: int) -> tuple[dict[str, tuple[Shape
             foreground[str(value)] = _pick(counts, partial(_plane_of_class, label, value), (seed, value))
             voxels[str(value)] = int(counts.sum())
     channel = volume.image[0]
-    threshold = tissue_threshold(channel, volume.scaling, volume.modalities[0])
+    threshold = find_tissue(channel, volume.scaling, volume.modalities[0]).threshold
     counts = np.array([np.count_nonzero(above(plane, volume.scaling, threshold)) for plane in channel])
     foreground[ANY] = _pick(counts, lambda z: above(channel[z], volume.scaling, threshold), (seed, 0))
     voxels[ANY] = int(counts.sum())

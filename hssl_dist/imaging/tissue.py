@@ -9,6 +9,8 @@ stripping and the noise of air all fall below it.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -38,22 +40,27 @@ def spaced_sample(channel: Shaped[np.ndarray, "z y x"], scaling: Scaling) -> Flo
     return scaling.values(channel.reshape(-1)[::step])
 
 
-def robust_range(sample: Float32[np.ndarray, " voxels"], modality: str) -> tuple[float, float]:
-    """The 2nd and 98th percentile; for CT nothing is darker than air."""
-    floor = AIR_HU if modality == "ct" else -np.inf
-    low, high = np.percentile(sample, (_LOW, _HIGH))
-    return max(float(low), floor), max(float(high), floor)
+@dataclass(frozen=True, slots=True)
+class Tissue:
+    """What a sample says of a channel: `dark` is its 2nd percentile; tissue lies above `threshold`."""
+
+    sample: Float32[np.ndarray, " voxels"]
+    dark: float
+    threshold: float
 
 
-def tissue_threshold(channel: Shaped[np.ndarray, "z y x"], scaling: Scaling, modality: str) -> float:
-    """The intensity above which a voxel is tissue; minus infinity if no voxel would be.
+def find_tissue(channel: Shaped[np.ndarray, "z y x"], scaling: Scaling, modality: str) -> Tissue:
+    """The tissue of a channel; everything, if nothing would be brighter than the threshold.
 
-    A volume that is empty but for less than 2 % has no robust range: what is above its background is tissue.
+    For CT nothing is darker than air. A volume that is empty but for less than 2 % has no robust range: what
+    is above its background is tissue.
     """
-    low, high = robust_range(spaced_sample(channel, scaling), modality)
+    sample = spaced_sample(channel, scaling)
+    floor = AIR_HU if modality == "ct" else -np.inf
+    low, high = (max(float(value), floor) for value in np.percentile(sample, (_LOW, _HIGH)))
     threshold = low + _SHARE * (high - low)
     brightest = channel.max() if scaling.scale_factor > 0 else channel.min()
-    return threshold if scaling.values(brightest) > threshold else -np.inf
+    return Tissue(sample, low, threshold if scaling.values(brightest) > threshold else -np.inf)
 
 
 def above(
@@ -69,21 +76,17 @@ def above(
     return cast("Mask", numbers > numbers.dtype.type(bound))
 
 
-def foreground_box(volume: Volume) -> tuple[Shape, Shape]:
+def foreground_box(volume: Volume, tissues: Sequence[Tissue]) -> tuple[Shape, Shape]:
     """`(start, stop)` of the smallest box that holds the tissue of every channel and every labelled voxel.
 
     It is found on the oriented grid, before resampling: its bounds are whole voxels of the source, so putting
     a prediction back is exact, and what lies outside is never interpolated. Works slice by slice.
     """
-    thresholds = [
-        tissue_threshold(channel, volume.scaling, modality)
-        for channel, modality in zip(volume.image, volume.modalities, strict=True)
-    ]
     lines = [np.zeros(size, dtype=bool) for size in volume.geometry.shape]
     for z in range(volume.geometry.shape[0]):
         masks = [
-            above(channel[z], volume.scaling, threshold)
-            for channel, threshold in zip(volume.image, thresholds, strict=True)
+            above(channel[z], volume.scaling, tissue.threshold)
+            for channel, tissue in zip(volume.image, tissues, strict=True)
         ]
         if volume.label is not None:
             masks.append(volume.label[z] > 0)

@@ -9,8 +9,7 @@ from hssl_dist.imaging import resampling
 
 def resample_whole(array, spacing_mm, shape, target_mm):
     """A whole image by dense matrices, cut to its own range."""
-    coarse = resampling._thick_axis(spacing_mm, target_mm)
-    kernels = ["linear" if axis == coarse else "cubic" for axis in range(3)]
+    kernels = resampling.suitable_kernels(spacing_mm, target_mm)
     matrices = resampling._matrices(array.shape, spacing_mm, shape, target_mm, kernels)
     result = array.astype(np.float64)
     for axis, matrix in enumerate(matrices):
