@@ -33,7 +33,7 @@ from benchmarks.loader_criteria import judge
 from benchmarks.loader_local import FULL, QUICK, measure_local
 from benchmarks.loader_s3 import measure_s3
 from benchmarks.loader_table import tables
-from benchmarks.measuring import load_average, machine
+from benchmarks.measuring import end_cleanly_when_asked, load_average, machine
 from hssl_dist.console import Console
 from hssl_dist.jobs.lineage import code_version
 
@@ -47,6 +47,7 @@ CORES = 2
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, judge and print; the process's exit status."""
     options = _parser().parse_args(arguments)
+    end_cleanly_when_asked()
     record = measure_all(options.quick, Console())
     sys.stdout.write(json.dumps(record, indent=1) + "\n" if options.json else tables(record))
     return int(any(criterion["passed"] is False for criterion in record["criteria"]))

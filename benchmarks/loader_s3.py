@@ -35,7 +35,7 @@ def measure_s3(remote: Remote, rounds: int, warm_s: float, scratch: Path, consol
     folder.mkdir()
     outcomes: dict[str, list[Figures]] = {arm: [] for arm in ARMS}
     with S3Server(folder) as server:
-        prepared = _upload(server, local)
+        prepared = upload(server, local, _BUCKET)
         for number in range(rounds):
             for arm in ARMS:
                 console.say(f"S3: round {number + 1} of {rounds}, {arm}")
@@ -61,11 +61,12 @@ def _figures(arm: str, figures: Figures, used_bytes: int) -> Figures:
     return {"arm": arm, **figures}
 
 
-def _upload(server: S3Server, local: Prepared) -> Prepared:
+def upload(server: S3Server, local: Prepared, bucket: str) -> Prepared:
+    """Put a store into a new bucket; the same volumes with their store there."""
     client = server.client()
-    client.create_bucket(Bucket=_BUCKET)
+    client.create_bucket(Bucket=bucket)
     root = Path(local.store)
     for path in sorted(root.rglob("*")):
         if path.is_file():
-            client.put_object(Bucket=_BUCKET, Key=f"store/{path.relative_to(root)}", Body=path.read_bytes())
-    return replace(local, store=f"s3://{_BUCKET}/store")
+            client.put_object(Bucket=bucket, Key=f"store/{path.relative_to(root)}", Body=path.read_bytes())
+    return replace(local, store=f"s3://{bucket}/store")

@@ -12,6 +12,8 @@ import gc
 import os
 import platform
 import resource
+import signal
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -159,6 +161,11 @@ def _tree(pid: int) -> list[psutil.Process]:
         return [root, *root.children(recursive=True)]
     except psutil.NoSuchProcess:
         return []
+
+
+def end_cleanly_when_asked() -> None:
+    """Let SIGTERM end this process as Ctrl-C does: what it started is ended, its scratch removed."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 def drop_from_page_cache(folder: Path) -> int:
