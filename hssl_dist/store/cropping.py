@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 Box = tuple[slice, ...]
 Stored = np.ndarray[Any, np.dtype[Any]]
 
-_SLAB_BYTES = 128 << 10  # of output at a time, so that scaling finds it in the core's own cache
-
 
 def overlap(shape: Shape, region: Region) -> tuple[Box | None, Box]:
     """The part of a region inside the volume, in the volume's and in the region's own coordinates."""
@@ -52,10 +50,7 @@ def write_values(stored: Stored, scaling: Scaling, out: Stored) -> None:
     scale, offset = np.float32(scaling.scale_factor), np.float32(scaling.add_offset)
     # Adding 0 changes but the sign of a zero, and integers times a positive scale give no negative zero.
     exact = offset == 0 and scale > 0 and stored.dtype.kind in "iu"
-    depth = max(1, _SLAB_BYTES // max(1, out[:1].nbytes))
-    for low in range(0, len(out), depth):
-        slab = out[low : low + depth]
-        np.copyto(slab, stored[low : low + depth])
-        np.multiply(slab, scale, out=slab)
-        if not exact:
-            np.add(slab, offset, out=slab)
+    np.copyto(out, stored)
+    np.multiply(out, scale, out=out)
+    if not exact:
+        np.add(out, offset, out=out)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _OPEN_ARRAYS = 4096  # handles kept; each costs a few kilobytes
 _FETCHES = 16  # objects fetched at once where tensorstore does not do it
-_METRICS = {"file": "/tensorstore/kvstore/file/", "s3": "/tensorstore/kvstore/s3/"}
+_METRICS = ("/tensorstore/kvstore/file/", "/tensorstore/kvstore/s3/")
 
 
 class TensorstoreBackend:
@@ -177,10 +177,10 @@ def _scaling(document: dict[str, Any]) -> Scaling:
 
 
 def _native_figures() -> ReadFigures:
-    """What tensorstore has read in this process so far."""
+    """What tensorstore has read in this process so far; its `read` counts ranges before they coalesce."""
     return ReadFigures(
-        requests=sum(_metric(f"{prefix}read") for prefix in _METRICS.values()),
-        bytes_fetched=sum(_metric(f"{prefix}bytes_read") for prefix in _METRICS.values()),
+        requests=sum(_metric(f"{prefix}batch_read") for prefix in _METRICS),
+        bytes_fetched=sum(_metric(f"{prefix}bytes_read") for prefix in _METRICS),
     )
 
 

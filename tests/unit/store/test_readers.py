@@ -10,6 +10,7 @@ import pytest
 import hssl_dist.store
 from hssl_dist import files
 from hssl_dist.config.parts import CacheConfig
+from hssl_dist.config.preprocess import StorageConfig
 from hssl_dist.errors import CorruptError, StoreError
 from hssl_dist.records import Region
 from hssl_dist.store import Reader
@@ -169,8 +170,6 @@ def test_a_cut_object(open_reader, kind, own_store):
 
 
 def test_a_float16_store_reads_the_same_in_both(open_reader, tmp_path, store_case):
-    from hssl_dist.config.preprocess import StorageConfig
-
     case = store_case(tmp_path, "half", (6, 20, 20), storage=StorageConfig(dtype="float16"))
     expected = case.volume.image.astype(np.float16).astype(np.float32)
     for kind in KINDS:
@@ -202,7 +201,8 @@ def test_where_tensorstore_finds_a_folder():
 def test_requests_and_bytes_are_what_the_server_saw(open_reader, kind, s3_readers, store_case):
     root = new_root("s3")
     bucket = root.removeprefix("s3://").partition("/")[0]
-    case = store_case(root, "case", (33, 40, 41))
+    storage = StorageConfig(chunk=(8, 8, 8), shard=(64, 64, 64))  # many ranges that lie near each other
+    case = store_case(root, "case", (64, 56, 57), storage=storage)
     open_reader(root, "tensorstore").image(case.record)  # clients exist, places of buckets are known
     before, reader = s3_readers.counts(bucket), open_reader(root, kind)
     pairs = [(case.record, Region("toy", "case", 0, (z, 4, 4), (12, 20, 20))) for z in (0, 15)]
