@@ -13,7 +13,6 @@ import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Shaped
@@ -21,7 +20,7 @@ from jaxtyping import Shaped
 from hssl_dist import files
 from hssl_dist.errors import InputError
 from hssl_dist.imaging.itk import header_of
-from hssl_dist.imaging.source import SourceHeader, SourceImage
+from hssl_dist.imaging.source import ByteStream, SourceHeader, SourceImage, gather, reading
 
 _NRRD_GEOMETRY = (
     "type",
@@ -80,15 +79,8 @@ _META_ENCODING = (
 )
 _MAX_HEADER_BYTES = 1 << 22  # Slicer describes every segment in it
 _HEAD_BYTES, _BLOCK_BYTES = 1 << 16, 1 << 20
-_SLACK_BYTES = 1 << 16
-"""Padding after the last voxel that is let pass."""
 _GZIP, _ZLIB_OR_GZIP = 31, 47
 """What zlib calls `wbits`."""
-
-
-@runtime_checkable
-class _ByteStream(Protocol):
-    def read(self, size: int, /) -> bytes: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,18 +115,13 @@ def refuse_detached(url: str, max_voxels: int) -> SourceImage:  # noqa: ARG001
 
 def _read(url: str, ending: str, head_of: Callable[[_Input, str], _Head], max_voxels: int) -> SourceImage:
     name = posixpath.basename(url)
-    try:
-        with files.open_read(url) as stream:
-            source = _Input(stream, name)
-            head = head_of(source, name)
-            header = header_of(head.text, ending, name, max_voxels)
-            if head.big_endian:
-                header = replace(header, dtype=header.dtype.newbyteorder(">"))
-            return SourceImage(name, header, _voxels(source, header, head.wbits, name))
-    except FileNotFoundError:
-        raise InputError(f"{name}: there is no such file; it belongs to the case") from None
-    except (IsADirectoryError, PermissionError) as error:
-        raise InputError(f"{name}: cannot be read: {error.strerror or error}") from None
+    with reading(name), files.open_read(url) as stream:
+        source = _Input(stream, name)
+        head = head_of(source, name)
+        header = header_of(head.text, ending, name, max_voxels)
+        if head.big_endian:
+            header = replace(header, dtype=header.dtype.newbyteorder(">"))
+        return SourceImage(name, header, _voxels(source, header, head.wbits, name))
 
 
 # ------------------------------------------------------------------------------------------------------ NRRD
@@ -205,7 +192,7 @@ def _meta_head(source: _Input, name: str) -> _Head:
 class _Input:
     """A file read once from its start: lines first, then bytes."""
 
-    def __init__(self, stream: _ByteStream, name: str) -> None:
+    def __init__(self, stream: ByteStream, name: str) -> None:
         self._stream, self._name = stream, name
         self._ahead = b""
         self._line_bytes = 0
@@ -286,20 +273,8 @@ def _voxels(
 ) -> Shaped[np.ndarray, "1 k j i"]:
     """The voxels; exactly as many bytes as the header declares, but for padding after them."""
     raw = np.empty((1, *reversed(header.shape)), dtype=header.dtype)
-    target = raw.reshape(-1).view(np.uint8).data
     blocks = _raw_blocks(source) if wbits is None else _decompressed_blocks(source, wbits, name)
-    filled = beyond = 0
-    for block in blocks:
-        used = min(len(block), len(target) - filled)
-        target[filled : filled + used] = block[:used]
-        filled += used
-        beyond += len(block) - used
-        if beyond > _SLACK_BYTES:
-            raise InputError(f"{name}: holds more than the {len(target)} bytes of voxels its header declares")
-    if filled < len(target):
-        raise InputError(
-            f"{name}: truncated: holds {filled} of the {len(target)} bytes of voxels its header declares"
-        )
+    gather(blocks, raw.reshape(-1).view(np.uint8).data, name)
     return raw
 
 

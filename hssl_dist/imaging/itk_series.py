@@ -27,7 +27,7 @@ from hssl_dist import dicom, files
 from hssl_dist.dicom import DicomHeader
 from hssl_dist.errors import InputError
 from hssl_dist.imaging.itk import check_installed, one_line, ras_affine
-from hssl_dist.imaging.source import SourceHeader, SourceImage, check_affine, check_size
+from hssl_dist.imaging.source import SourceHeader, SourceImage, check_affine, check_size, reading
 
 TOLERANCE_VOXELS = 0.1
 """No slice may lie further from its place on the regular grid, in slice distances and in pixels."""
@@ -57,7 +57,7 @@ def read_series(url: str, max_voxels: int) -> SourceImage:
     ITK needs for that. Raises InputError with the reason.
     """
     name = dicom.series_name(url)
-    try:
+    with reading(name, missing="a file of the series is missing"):
         slices = [_Slice(path, header) for path, header in dicom.series_files(url)]
         for one in slices:
             _check_image(one)
@@ -69,10 +69,6 @@ def read_series(url: str, max_voxels: int) -> SourceImage:
         check_installed(name)
         with _local(slices) as paths:
             raw = _voxels(slices, paths)
-    except FileNotFoundError:
-        raise InputError(f"{name}: a file of the series is missing") from None
-    except (IsADirectoryError, PermissionError) as error:
-        raise InputError(f"{name}: cannot be read: {error.strerror or error}") from None
     return SourceImage(name, SourceHeader(shape, 1, raw.dtype, 1.0, 0.0, affine), raw)
 
 

@@ -12,7 +12,7 @@ import math
 import posixpath
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -22,7 +22,16 @@ from nibabel.spatialimages import HeaderDataError
 
 from hssl_dist import files
 from hssl_dist.errors import InputError
-from hssl_dist.imaging.source import SourceHeader, SourceImage, check_affine, check_size
+from hssl_dist.imaging.source import (
+    SLACK_BYTES,
+    ByteStream,
+    SourceHeader,
+    SourceImage,
+    check_affine,
+    check_size,
+    gather,
+    reading,
+)
 from hssl_dist.records import Shape
 
 _GZIP_ERROR: type[Exception] = isal_zlib.error  # type: ignore[assignment]  # its stubs say "an instance"
@@ -33,17 +42,10 @@ _FORMATS: tuple[tuple[Any, int, bytes], ...] = (
     (nibabel.Nifti1Header, 348, b"n+1"),
     (nibabel.Nifti2Header, 540, b"n+2"),
 )
-_SLACK_BYTES = 1 << 16
-"""Padding after the last voxel that is let pass."""
 _MAX_OFFSET_BYTES = 1 << 26
 """Header extensions beyond 64 MiB are no extensions."""
 _OTHER_UNITS = {1: "metres", 3: "micrometres"}
 """Of `xyzt_units`; 2 is the millimetre, and files that state no unit are in millimetres, too."""
-
-
-@runtime_checkable
-class _ByteStream(Protocol):
-    def read(self, size: int, /) -> bytes: ...
 
 
 def read_nifti(url: str, max_voxels: int) -> SourceImage:
@@ -54,13 +56,8 @@ def read_nifti(url: str, max_voxels: int) -> SourceImage:
     and the reason.
     """
     name = posixpath.basename(url)
-    try:
-        with files.open_read(url) as stream:
-            return _read(stream, name, max_voxels)
-    except FileNotFoundError:
-        raise InputError(f"{name}: there is no such file; it belongs to the case") from None
-    except (IsADirectoryError, PermissionError) as error:
-        raise InputError(f"{name}: cannot be read: {error.strerror or error}") from None
+    with reading(name), files.open_read(url) as stream:
+        return _read(stream, name, max_voxels)
 
 
 def write_nifti(path: Path, array_xyz: Shaped[np.ndarray, "x y z *channel"], affine: Any) -> None:
@@ -71,7 +68,7 @@ def write_nifti(path: Path, array_xyz: Shaped[np.ndarray, "x y z *channel"], aff
     files.write(str(path), gzip.compress(data, 6, mtime=0) if path.name.endswith(".gz") else data)
 
 
-def _read(stream: _ByteStream, name: str, max_voxels: int) -> SourceImage:
+def _read(stream: ByteStream, name: str, max_voxels: int) -> SourceImage:
     head = stream.read(_HEAD_BYTES)
     if not head:
         raise InputError(f"{name}: the file is empty")
@@ -84,15 +81,7 @@ def _read(stream: _ByteStream, name: str, max_voxels: int) -> SourceImage:
     pieces = _pieces(head, stream)
     if zipped:
         pieces = _unzip(_at_most(pieces, end, name), name)
-    size = 0
-    for piece in pieces:
-        if size < end:
-            data[size : size + len(piece)] = np.frombuffer(piece, dtype=np.uint8)[: end - size]
-        size += len(piece)
-        if size > end + _SLACK_BYTES:
-            raise InputError(f"{name}: holds more than the {end} bytes its header declares")
-    if size < end:
-        raise InputError(f"{name}: truncated: holds {size} of the {end} bytes its header declares")
+    gather(pieces, data.data, name)
     raw = np.frombuffer(data, dtype=header.dtype, count=count, offset=offset)
     return SourceImage(name, header, raw.reshape((header.channels, *reversed(header.shape))))
 
@@ -105,7 +94,7 @@ def _start_of_gzip(head: bytes, name: str) -> bytes:
     return start
 
 
-def _pieces(head: bytes, stream: _ByteStream) -> Iterator[bytes]:
+def _pieces(head: bytes, stream: ByteStream) -> Iterator[bytes]:
     yield head
     while piece := stream.read(_PIECE_BYTES):
         yield piece
@@ -113,7 +102,7 @@ def _pieces(head: bytes, stream: _ByteStream) -> Iterator[bytes]:
 
 def _at_most(pieces: Iterator[bytes], end: int, name: str) -> Iterator[bytes]:
     """Pieces of a gzip file, unless it is longer than `end` bytes could ever become by deflating."""
-    limit = end + _SLACK_BYTES
+    limit = end + SLACK_BYTES
     room = limit + limit // 1000
     for piece in pieces:
         room -= len(piece)

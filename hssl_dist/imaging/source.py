@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 import posixpath
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float64, Shaped
@@ -21,6 +22,18 @@ from hssl_dist.records import Shape
 _MIN_EDGE_MM, _MAX_EDGE_MM, _MAX_ORIGIN_MM = 1e-4, 1e4, 1e6
 _MIN_VOLUME_RATIO = 1e-3
 """A voxel's volume relative to the product of its edges; below it, the axes lie in one plane."""
+
+SLACK_BYTES = 1 << 16
+"""Padding after the last voxel that is let pass."""
+
+
+@runtime_checkable
+class ByteStream(Protocol):
+    """What the readers ask of an open file."""
+
+    def read(self, size: int, /) -> bytes:
+        """Up to `size` bytes; empty at the end."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +73,32 @@ def read_source(url: str, max_voxels: int) -> SourceImage:
         if name.endswith(ending):
             return reader(url, max_voxels)
     raise InputError(f"{name}: no reader for this kind of file; known are {', '.join(_READERS)}")
+
+
+@contextmanager
+def reading(name: str, missing: str = "there is no such file; it belongs to the case") -> Iterator[None]:
+    """Inside, a file that is not there or cannot be read becomes an InputError that names it."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise InputError(f"{name}: {missing}") from None
+    except (IsADirectoryError, PermissionError) as error:
+        raise InputError(f"{name}: cannot be read: {error.strerror or error}") from None
+
+
+def gather(pieces: Iterable[bytes], target: memoryview, name: str) -> None:
+    """Fill `target`, of bytes, with all the pieces. Raises InputError if they are fewer bytes than that, or
+    more by over `SLACK_BYTES`.
+    """
+    wanted, found = len(target), 0
+    for piece in pieces:
+        used = max(0, min(len(piece), wanted - found))
+        target[found : found + used] = piece[:used]
+        found += len(piece)
+        if found > wanted + SLACK_BYTES:
+            raise InputError(f"{name}: holds more than the {wanted} bytes its header declares")
+    if found < wanted:
+        raise InputError(f"{name}: truncated: holds {found} of the {wanted} bytes its header declares")
 
 
 def check_affine(affine: Float64[np.ndarray, "4 4"], name: str) -> None:
