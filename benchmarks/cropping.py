@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from hssl_dist.records import Scaling
 from hssl_dist.store.cropping import write_values
-from hssl_dist.store.quantising import Scaling, dequantise
+from tests.reading import dequantise
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -32,8 +32,9 @@ from hssl_dist import imaging
 from hssl_dist.config.loading import load_config
 from hssl_dist.config.preprocess import PreprocessConfig
 from hssl_dist.datasets import discover
+from hssl_dist.records import Scaling
 from hssl_dist.store.layout import chunk_grid
-from hssl_dist.store.quantising import Scaling, quantise
+from hssl_dist.store.quantising import quantise
 
 RESULTS = Path(__file__).parent / "results" / "storage_types.json"
 BOX = (24, 72, 72)

@@ -136,11 +136,8 @@ class ArrayReader:
     def label_region(self, record: CaseRecord, region: Region) -> np.ndarray:
         return np.zeros(region.shape, np.uint8)
 
-    def regions(self, pairs: Sequence[tuple[CaseRecord, Region]]) -> list[np.ndarray]:
-        return [self.region(record, region) for record, region in pairs]
-
     def fill(self, pairs: Sequence[tuple[CaseRecord, Region]], out: np.ndarray) -> None:
-        out[:] = self.regions(pairs)
+        out[:] = [self.region(record, region) for record, region in pairs]
 
     def figures(self) -> ReadFigures:
         return ReadFigures()

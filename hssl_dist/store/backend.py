@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from hssl_dist.records import CaseRecord
+from hssl_dist.records import CaseRecord, Scaling
 from hssl_dist.store.figures import ReadFigures
-from hssl_dist.store.quantising import Scaling
+from hssl_dist.store.quantising import Stored
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 Box = tuple[slice, ...]
-Stored = np.ndarray[Any, np.dtype[Any]]
 Pending = Callable[[], Stored]
 
 

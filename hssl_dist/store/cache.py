@@ -28,11 +28,11 @@ from typing import TYPE_CHECKING
 from hssl_dist.store.cache_files import (
     CachedVolume,
     DamagedError,
-    Stored,
     VolumeForm,
     map_for_writing,
     map_volume,
 )
+from hssl_dist.store.quantising import Stored
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

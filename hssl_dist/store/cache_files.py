@@ -19,12 +19,11 @@ from typing import TYPE_CHECKING, Any
 import google_crc32c
 import numpy as np
 
-from hssl_dist.store.quantising import Scaling
+from hssl_dist.records import Scaling
+from hssl_dist.store.quantising import Stored
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-Stored = np.ndarray[Any, np.dtype[Any]]
 
 _TAIL = struct.Struct("<IIII8s")  # description's bytes and checksum, numbers' checksum, 0, magic
 _MAGIC = b"hsslvol1"

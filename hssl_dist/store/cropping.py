@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hssl_dist.store.quantising import Scaling
+from hssl_dist.store.backend import Box
+from hssl_dist.store.quantising import Stored
 
 if TYPE_CHECKING:
-    from hssl_dist.records import Region, Shape
-
-Box = tuple[slice, ...]
-Stored = np.ndarray[Any, np.dtype[Any]]
+    from hssl_dist.records import Region, Scaling, Shape
 
 
 def overlap(shape: Shape, region: Region) -> tuple[Box | None, Box]:
@@ -40,7 +38,7 @@ def pad_around(row: Stored, target: Box, value: float) -> Stored:
 
 
 def write_values(stored: Stored, scaling: Scaling, out: Stored) -> None:
-    """Write what stored numbers mean into `out`, of the same shape, bit for bit as `dequantise` computes it.
+    """Write `number * scale_factor + add_offset`, in float32, of stored numbers into `out`, of their shape.
 
     Integers of a label go over as they are. Runs without Python's lock but for moments.
     """

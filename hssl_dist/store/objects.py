@@ -14,7 +14,7 @@ from hssl_dist.store import layout
 from hssl_dist.store.manifest import read_manifest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from typing import NoReturn
 
     from hssl_dist.records import CaseRecord
@@ -66,9 +66,7 @@ def explain(root: str, record: CaseRecord, array: str, error: Exception) -> NoRe
     """
     prefix = f"{record.image_path}/{array}/"
     items = [item for item in record.objects if item.path.startswith(prefix)]
-    with ThreadPoolExecutor(_PARALLEL) as pool:
-        for _ in pool.map(lambda item: len(fetch(root, record.dataset, item)), items):
-            pass
+    _check_all(root, record.dataset, items)
     url = files.join(layout.dataset_url(root, record.dataset), prefix)
     said = str(error).partition("\n")[0]
     raise StoreError(f"{url} could not be read though its objects are intact: {said}") from error
@@ -79,10 +77,15 @@ def verify(root: str, dataset: str) -> int:
     that is missing or damaged.
     """
     items = [item for record in read_manifest(root, dataset).cases for item in record.objects]
+    _check_all(root, dataset, items)
+    return len(items)
+
+
+def _check_all(root: str, dataset: str, items: Sequence[StoredObject]) -> None:
+    """Raise CorruptError naming the first object that is missing or damaged."""
     with ThreadPoolExecutor(_PARALLEL) as pool:
         for _ in pool.map(lambda item: len(fetch(root, dataset, item)), items):
             pass
-    return len(items)
 
 
 def _corrupt(url: str, what: str) -> NoReturn:

@@ -1,4 +1,4 @@
-"""Float volumes as the store's two-byte numbers, and back.
+"""Float volumes as the store's two-byte numbers.
 
 Measured on the real datasets (docs/decisions.md): int16 in steps of 2^-10 standard deviations is smaller and
 closer to the original than float16. Steps are powers of two, so decoding is exact in float32: a volume that
@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from hssl_dist.errors import InputError
-from hssl_dist.records import Scaling as Scaling  # the readers' name for it
+from hssl_dist.records import Scaling
 
 if TYPE_CHECKING:
-    from jaxtyping import Float32, Shaped
+    from jaxtyping import Float32
 
     from hssl_dist.config.preprocess import StorageConfig
 
@@ -53,14 +53,6 @@ def quantise(image: Float32[np.ndarray, "*shape"], dtype: Dtype) -> tuple[Stored
     for part, values in zip(stored, image, strict=True):
         scaling.round_into(part, values.copy())
     return stored, scaling
-
-
-def dequantise(stored: Shaped[np.ndarray, "*shape"], scaling: Scaling) -> Float32[np.ndarray, "*shape"]:
-    """Values of stored numbers, computed in float32."""
-    values: Float32[np.ndarray, "*shape"] = stored.astype(np.float32)
-    values *= np.float32(scaling.scale_factor)
-    values += np.float32(scaling.add_offset)
-    return values
 
 
 def _int16(limit: float) -> Scaling:

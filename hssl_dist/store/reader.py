@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import numpy as np
 
 from hssl_dist.config.parts import CacheConfig
-from hssl_dist.records import CaseRecord, Region
+from hssl_dist.records import CaseRecord, Region, Scaling
 from hssl_dist.store import layout, objects
-from hssl_dist.store.backend import Backend, Box, Pending, Stored
+from hssl_dist.store.backend import Backend, Box, Pending
 from hssl_dist.store.cache import VolumeCache, Warn, cache_folder, volume_key
 from hssl_dist.store.cache_files import CachedVolume, VolumeForm
 from hssl_dist.store.cropping import overlap, pad_around, write_values
 from hssl_dist.store.figures import Counter, ReadFigures
-from hssl_dist.store.quantising import Scaling
+from hssl_dist.store.quantising import Stored
 
 if TYPE_CHECKING:
     from jaxtyping import Float32, UInt8
@@ -56,12 +56,10 @@ class Reader(Protocol):
         """A box of the label, with 0 beyond the volume."""
         ...
 
-    def regions(self, pairs: Pairs) -> list[Float32[np.ndarray, "z y x"]]:
-        """`region` of every pair, in order, with all reads in flight at once where the backend can."""
-        ...
-
     def fill(self, pairs: Pairs, out: Float32[np.ndarray, "pair z y x"]) -> None:
-        """Write the region of every pair, all of one shape, into the rows of `out`; see `regions`."""
+        """Write the region of every pair, all of one shape, into the rows of `out`, with all reads in flight
+        at once where the backend can.
+        """
         ...
 
     def figures(self) -> ReadFigures:
@@ -154,7 +152,9 @@ class StoreReader:
 
     def region(self, record: CaseRecord, region: Region) -> Float32[np.ndarray, "z y x"]:
         """See `Reader`."""
-        return self.regions([(record, region)])[0]
+        out = np.empty(region.shape, np.float32)
+        self.fill([(record, region)], out[None])
+        return out
 
     def label_region(self, record: CaseRecord, region: Region) -> UInt8[np.ndarray, "z y x"]:
         """See `Reader`."""
@@ -162,26 +162,11 @@ class StoreReader:
         self._deliver(_piece(record, region, layout.LABEL_ARRAY, 0, 0, out))
         return out
 
-    def regions(self, pairs: Pairs) -> list[Float32[np.ndarray, "z y x"]]:
-        """See `Reader`."""
-        out = [np.empty(region.shape, np.float32) for _, region in pairs]
-        self._fill(pairs, out)
-        return out
-
     def fill(self, pairs: Pairs, out: Float32[np.ndarray, "pair z y x"]) -> None:
         """See `Reader`."""
-        self._fill(pairs, list(out))
-
-    def figures(self) -> ReadFigures:
-        """See `Reader`."""
-        return self._counter.total + self._backend.fetched()
-
-    # ----------------------------------------------------------------------------------------------- delivery
-
-    def _fill(self, pairs: Pairs, rows: Sequence[Stored]) -> None:
         self._deliver(
             piece
-            for (record, region), row in zip(pairs, rows, strict=True)
+            for (record, region), row in zip(pairs, out, strict=True)
             for piece in _piece(
                 record,
                 region,
@@ -191,6 +176,12 @@ class StoreReader:
                 row,
             )
         )
+
+    def figures(self) -> ReadFigures:
+        """See `Reader`."""
+        return self._counter.total + self._backend.fetched()
+
+    # ----------------------------------------------------------------------------------------------- delivery
 
     def _deliver(self, pieces: Iterable[_Piece]) -> None:
         """Write all pieces: those of cached volumes first, while volumes that can be cached are decoded; the

@@ -18,10 +18,11 @@ import numpy as np
 import tensorstore as ts
 
 from hssl_dist import files
+from hssl_dist.records import Scaling
 from hssl_dist.store import layout, objects
-from hssl_dist.store.backend import Box, Pending, Stored, StoredArray, scaling_of
+from hssl_dist.store.backend import Box, Pending, StoredArray, scaling_of
 from hssl_dist.store.figures import Counter, ReadFigures
-from hssl_dist.store.quantising import Scaling
+from hssl_dist.store.quantising import Stored
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -10,10 +10,11 @@ import zarr
 from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
 from hssl_dist import files
+from hssl_dist.records import Scaling
 from hssl_dist.store import layout, objects
-from hssl_dist.store.backend import Box, Pending, Stored, scaling_of
+from hssl_dist.store.backend import Box, Pending, scaling_of
 from hssl_dist.store.figures import Counter, ReadFigures
-from hssl_dist.store.quantising import Scaling
+from hssl_dist.store.quantising import Stored
 
 if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest, Store

@@ -101,12 +101,9 @@ class MemoryReader:
     def label_region(self, record: CaseRecord, region: Region) -> np.ndarray:
         return cut(self.label(record), region, 0)
 
-    def regions(self, pairs: Sequence[tuple[CaseRecord, Region]]) -> list[np.ndarray]:
-        self.calls += 1
-        return [self.region(record, region) for record, region in pairs]
-
     def fill(self, pairs: Sequence[tuple[CaseRecord, Region]], out: np.ndarray) -> None:
-        out[:] = self.regions(pairs)
+        self.calls += 1
+        out[:] = [self.region(record, region) for record, region in pairs]
 
 
 def cut(volume: np.ndarray, region: Region, background: float) -> np.ndarray:

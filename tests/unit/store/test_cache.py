@@ -20,6 +20,7 @@ from hssl_dist.records import Region, Volume
 from hssl_dist.store import open_reader
 from hssl_dist.store.cache import VolumeCache, cache_folder, free_reserve, volume_key
 from hssl_dist.store.writer import write_case
+from tests.reading import read_regions
 from tests.unit.store import cache_worker
 from tests.unit.store.cache_worker import Work, check_regions, notes, volume_of
 from tests.unit.store.conftest import make_record, make_volume
@@ -121,14 +122,14 @@ def test_channels_and_labels_have_keys_of_their_own(store_case, tmp_path):
 def test_what_was_not_used_longest_makes_room(work):
     cases = work.cases()
     for number in range(6):
-        work.reader().regions([region_of(cases[number])])
+        read_regions(work.reader(), [region_of(cases[number])])
         time.sleep(0.01)
-    work.reader().regions([region_of(cases[0])])
+    read_regions(work.reader(), [region_of(cases[0])])
     time.sleep(0.01)
     before = set(files_in(work, "volume"))
     assert len(before) == 6
     for number in (10, 11):
-        work.reader().regions([region_of(cases[number])])
+        read_regions(work.reader(), [region_of(cases[number])])
         time.sleep(0.01)
     gone = before - set(files_in(work, "volume"))
     keys = {volume_key(cases[number], "0", 0) for number in (1, 2)}
@@ -154,11 +155,11 @@ def test_a_working_set_larger_than_the_cache_does_not_thrash(work):
 def test_evicted_volumes_are_let_go(work):
     cases = work.cases()
     old = work.reader()
-    old.regions([region_of(case) for case in cases[:6]])
+    read_regions(old, [region_of(case) for case in cases[:6]])
     assert len(old._cache._mapped) == 6
     time.sleep(0.01)
-    work.reader().regions([region_of(case) for case in cases[6:12]])
-    old.regions([region_of(cases[12])])
+    read_regions(work.reader(), [region_of(case) for case in cases[6:12]])
+    read_regions(old, [region_of(cases[12])])
     assert len(old._cache._mapped) <= 1, "an evicted file that is still mapped would keep its space"
 
 
@@ -331,7 +332,7 @@ def test_kills_at_any_point_leave_nothing_wrong(work):
 
 
 def test_a_cache_of_its_own_folder_is_private(work):
-    work.reader().regions([region_of(work.cases()[0])])
+    read_regions(work.reader(), [region_of(work.cases()[0])])
     assert Path(work.folder).stat().st_mode & 0o777 == 0o700
     assert all(path.stat().st_mode & 0o777 == 0o600 for path in Path(work.folder).iterdir())
     assert isinstance(work.reader()._cache, VolumeCache)

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from hssl_dist.errors import InputError
-from hssl_dist.store.quantising import FINEST_STEP, Scaling, dequantise, quantise
+from hssl_dist.records import Scaling
+from hssl_dist.store.quantising import FINEST_STEP, quantise
+from tests.reading import dequantise
 
 
 def test_int16_is_within_half_a_step_and_exact_the_second_time():

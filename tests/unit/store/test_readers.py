@@ -14,8 +14,9 @@ from hssl_dist.config.preprocess import StorageConfig
 from hssl_dist.errors import CorruptError, StoreError
 from hssl_dist.records import Region
 from hssl_dist.store import Reader
-from hssl_dist.store.quantising import dequantise, quantise
+from hssl_dist.store.quantising import quantise
 from hssl_dist.store.tensorstore_backend import kvstore
+from tests.reading import dequantise, read_regions
 from tests.unit.store.conftest import new_root
 
 KINDS = ("tensorstore", "zarr", "cached")
@@ -100,7 +101,7 @@ def test_many_regions_at_once_equal_one_by_one(open_reader, kind, kept_store):
     for case_id in rng.choice(CASES, 20):
         start = tuple(int(value) for value in rng.integers(-6, 20, 3))
         pairs.append((cases[case_id].record, Region("toy", str(case_id), 0, start, (6, 9, 11))))
-    found = reader.regions(pairs)
+    found = read_regions(reader, pairs)
     assert len(found) == 20
     for values, (record, region) in zip(found, pairs, strict=True):
         np.testing.assert_array_equal(values, reader.region(record, region))
@@ -151,7 +152,7 @@ def test_every_flipped_bit_is_an_error_that_names_the_object(open_reader, kind, 
             files.write(url, bytes(broken))
             reader = open_reader(root, kind)
             with pytest.raises(CorruptError) as caught:
-                reader.regions([(case.record, region)])
+                read_regions(reader, [(case.record, region)])
             assert str(caught.value).startswith(f"{url} does not have the recorded SHA-256")
         files.write(url, data)
     open_reader(root, kind).region(case.record, region)
@@ -207,7 +208,7 @@ def test_requests_and_bytes_are_what_the_server_saw(open_reader, kind, s3_reader
     before, reader = s3_readers.counts(bucket), open_reader(root, kind)
     pairs = [(case.record, Region("toy", "case", 0, (z, 4, 4), (12, 20, 20))) for z in (0, 15)]
     for _ in range(2):
-        reader.regions(pairs)
+        read_regions(reader, pairs)
     seen = s3_readers.counts(bucket) - before
     figures = reader.figures()
     assert figures.requests == seen.requests["GET"]
@@ -217,6 +218,6 @@ def test_requests_and_bytes_are_what_the_server_saw(open_reader, kind, s3_reader
     if kind == "cached":
         assert (figures.cache_hits, figures.cache_misses) == (2, 2)
         again = open_reader(root, kind)
-        again.regions(pairs)
+        read_regions(again, pairs)
         assert again.figures().requests == again.figures().bytes_fetched == 0
         assert s3_readers.counts(bucket) - before == seen

@@ -68,11 +68,8 @@ class BlobReader:
     def label_region(self, record: CaseRecord, region: Region) -> np.ndarray:
         return self.label(record)[self._box(region)]
 
-    def regions(self, pairs: Sequence[tuple[CaseRecord, Region]]) -> list[np.ndarray]:
-        return [self.region(record, region) for record, region in pairs]
-
     def fill(self, pairs: Sequence[tuple[CaseRecord, Region]], out: np.ndarray) -> None:
-        out[:] = self.regions(pairs)
+        out[:] = [self.region(record, region) for record, region in pairs]
 
     def _box(self, region: Region) -> tuple[slice, ...]:
         return tuple(slice(s, s + n) for s, n in zip(region.start, region.shape, strict=True))
