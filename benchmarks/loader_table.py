@@ -9,6 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.tables import between, table
+
 ROOT = Path(__file__).parent.parent
 RECORD, PAGE = ROOT / "benchmarks" / "results" / "loader.json", ROOT / "docs" / "data.md"
 BEGIN, END = "<!-- loader tables: begin -->\n", "<!-- loader tables: end -->\n"
@@ -27,21 +29,12 @@ def tables(record: Record) -> str:
 
 def page_with(page: str, record: Record) -> str:
     """The page with the record's tables between its markers."""
-    head, found, rest = page.partition(BEGIN)
-    _, ended, tail = rest.partition(END)
-    if not (found and ended):
-        raise ValueError(f"no {BEGIN.strip()} and {END.strip()} in the page; put both where the tables go")
-    return f"{head}{BEGIN}\n{tables(record)}\n{END}{tail}"
+    return between(page, BEGIN, END, tables(record))
 
 
 def main() -> None:
     """Rewrite the page."""
     PAGE.write_text(page_with(PAGE.read_text(), json.loads(RECORD.read_text())))
-
-
-def _table(title: str, header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return f"### {title}\n\n" + "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
 
 
 def _criteria(record: Record) -> str:
@@ -55,7 +48,7 @@ def _criteria(record: Record) -> str:
         ]
         for criterion in record["criteria"]
     ]
-    return _table("What must be reached", ["requirement", "measured", "bound", "verdict", "note"], rows)
+    return table("What must be reached", ["requirement", "measured", "bound", "verdict", "note"], rows)
 
 
 def _rate(window: Record) -> str:
@@ -87,7 +80,7 @@ def _local(scenario: Record) -> str:
         ]
         for arm in scenario["arms"]
     ]
-    return _table(scenario["scenario"], header, rows)
+    return table(scenario["scenario"], header, rows)
 
 
 def _s3(scenario: Record) -> str:
@@ -104,7 +97,7 @@ def _s3(scenario: Record) -> str:
         for arm in scenario["arms"]
         for epoch, window in (("first", "first"), ("later", "steady"))
     ]
-    return _table(scenario["scenario"], header, rows)
+    return table(scenario["scenario"], header, rows)
 
 
 def _conditions(record: Record) -> str:

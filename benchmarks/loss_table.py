@@ -9,6 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.tables import between, table
+
 ROOT = Path(__file__).parent.parent
 RECORD, PAGE = ROOT / "benchmarks" / "results" / "loss.json", ROOT / "docs" / "loss.md"
 BEGIN, END = "<!-- tables: begin -->\n", "<!-- tables: end -->\n"
@@ -26,21 +28,12 @@ def tables(record: Record) -> str:
 
 def page_with(page: str, record: Record) -> str:
     """The page with the record's tables between its markers."""
-    head, found, rest = page.partition(BEGIN)
-    _, ended, tail = rest.partition(END)
-    if not (found and ended):
-        raise ValueError(f"no {BEGIN.strip()} and {END.strip()} in the page; put both where the tables go")
-    return f"{head}{BEGIN}\n{tables(record)}\n{END}{tail}"
+    return between(page, BEGIN, END, tables(record))
 
 
 def main() -> None:
     """Rewrite the page."""
     PAGE.write_text(page_with(PAGE.read_text(), json.loads(RECORD.read_text())))
-
-
-def _table(title: str, header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return f"### {title}\n\n" + "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
 
 
 def _number(value: float | None, form: str = ".3g") -> str:
@@ -58,7 +51,7 @@ def _criteria(record: Record) -> str:
         ]
         for criterion in record["criteria"]
     ]
-    return _table("What must be reached", ["requirement", "measured", "bound", "verdict", "note"], rows)
+    return table("What must be reached", ["requirement", "measured", "bound", "verdict", "note"], rows)
 
 
 def _gradients(record: Record) -> str:
@@ -72,7 +65,7 @@ def _gradients(record: Record) -> str:
         for case in sorted(dict.fromkeys(map(_case, checks)), key=lambda case: not case[0].startswith("ours"))
     ]
     header = ["implementation", "precision", *("+".join(map(str, split)) for split in splits)]
-    return _table("Gradient error, by regions per rank", header, rows)
+    return table("Gradient error, by regions per rank", header, rows)
 
 
 def _case(check: Record) -> tuple[str, str]:
@@ -121,7 +114,7 @@ def _scaling(record: Record) -> str:
         "ns per pair",
         "runs",
     ]
-    return _table("Memory and time, forward and backward", header, rows)
+    return table("Memory and time, forward and backward", header, rows)
 
 
 def _wire(record: Record) -> str:
@@ -136,7 +129,7 @@ def _wire(record: Record) -> str:
         for wire in record["wire"]
     ]
     header = ["W", "implementation", "bytes a rank receives", "collectives", "processor s, all ranks"]
-    return _table(f"On several ranks, M = {record['wire'][0]['rows']}, float32", header, rows)
+    return table(f"On several ranks, M = {record['wire'][0]['rows']}, float32", header, rows)
 
 
 def _share(record: Record) -> str:

@@ -20,9 +20,10 @@ from typing import Any, Literal
 import numpy as np
 
 from hssl_dist.config.preprocess import StorageConfig
-from hssl_dist.imaging import Recipe, foreground_samples, load_case, prepare
+from hssl_dist.imaging import Recipe, load_case, prepare
 from hssl_dist.imaging.resampling import Kernel, resample_image, resample_label
-from hssl_dist.records import Case, CaseRecord, Geometry, Intensity, Shape, Volume
+from hssl_dist.jobs.preprocess_cases import Assignment, describe
+from hssl_dist.records import Case, Geometry, Intensity, Volume
 from hssl_dist.store.encoding import encode_case
 from hssl_dist.store.quantising import stored_numbers
 
@@ -79,41 +80,14 @@ def ours(group: Group) -> Callable[[], Seconds]:
             for case in group.cases:
                 start_s = time.process_time()
                 volume, intensities = _prepare(group, case)
-                foreground, voxels = foreground_samples(volume, seed=1)
+                record = describe(Assignment(case, "t", "g", (), (), "0" * 64), volume, intensities)
                 middle_s = time.process_time()
-                record = _record(case, volume, intensities, foreground, voxels)
                 write_case(root, record, volume, group.recipe.classes, StorageConfig())
                 seconds["prepare"] += middle_s - start_s
                 seconds["write"] += time.process_time() - middle_s
         return seconds
 
     return _warm(group, work)
-
-
-def _record(
-    case: Case,
-    volume: Volume,
-    intensities: tuple[Intensity, ...],
-    foreground: dict[str, tuple[Shape, ...]],
-    voxels: dict[str, int],
-) -> CaseRecord:
-    return CaseRecord(
-        id=case.id,
-        dataset=case.dataset,
-        patient=case.patient,
-        task="t",
-        group="g",
-        split=case.split,
-        labelled=volume.label is not None,
-        modalities=volume.modalities,
-        geometry=volume.geometry,
-        intensities=intensities,
-        foreground=foreground,
-        voxels=voxels,
-        sources=(),
-        key="0" * 64,
-        objects=(),
-    )
 
 
 # -------------------------------------------------------------------------------------------------- MONAI

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from hssl_dist.config.preprocess import StorageConfig
 from hssl_dist.errors import HsslError, InputError
 from hssl_dist.imaging import CaseSurvey, Recipe, foreground_samples, load_case, prepare, survey_case
-from hssl_dist.records import Case, CaseRecord, SourceFile
+from hssl_dist.records import Case, CaseRecord, Intensity, SourceFile, Volume
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -92,11 +92,16 @@ def _store(
     from hssl_dist.store.quantising import stored_dtype, stored_numbers
     from hssl_dist.store.writer import write_case
 
-    case = assignment.case
     rounding = partial(stored_numbers, stored_dtype(storage))
-    volume, intensities = prepare(load_case(case, recipe.classes, max_voxels), recipe, rounding)
+    volume, intensities = prepare(load_case(assignment.case, recipe.classes, max_voxels), recipe, rounding)
+    return write_case(root, describe(assignment, volume, intensities), volume, recipe.classes, storage)
+
+
+def describe(assignment: Assignment, volume: Volume, intensities: tuple[Intensity, ...]) -> CaseRecord:
+    """The record of a prepared case, without its objects."""
+    case = assignment.case
     foreground, voxels = foreground_samples(volume, seed=int(assignment.key[:8], 16))
-    record = CaseRecord(
+    return CaseRecord(
         id=case.id,
         dataset=case.dataset,
         patient=case.patient,
@@ -114,7 +119,6 @@ def _store(
         key=assignment.key,
         objects=(),
     )
-    return write_case(root, record, volume, recipe.classes, storage)
 
 
 @contextmanager

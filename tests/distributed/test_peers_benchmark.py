@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from benchmarks.loss_table import BEGIN, END, PAGE, RECORD, ROOT, page_with
+from benchmarks.tables import between
 from benchmarks.measuring import CannotRun, Measurement, measure, wait_for_memory
 
 MIB = 1 << 20
@@ -70,7 +71,7 @@ def test_the_page_shows_the_record() -> None:
 
 def test_a_page_without_markers_is_refused() -> None:
     with pytest.raises(ValueError, match=f"no {BEGIN.strip()} and {END.strip()} in the page"):
-        page_with("# Loss\n", {})
+        between("# Loss\n", BEGIN, END, "")
 
 
 @pytest.mark.slow
