@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from benchmarks.loss_table import BEGIN, END, PAGE, RECORD, ROOT, page_with
-from benchmarks.tables import between
 from benchmarks.measuring import CannotRun, Measurement, measure, wait_for_memory
+from benchmarks.tables import between
 
 MIB = 1 << 20
 
