@@ -42,6 +42,9 @@ OWNERS = {
     "nibabel": {"imaging"},
     "SimpleITK": {"imaging"},
     "fsspec": {"files"},
+    "isal": {"imaging"},
+    "numcodecs": {"store"},
+    "google_crc32c": {"store"},
 }
 
 
