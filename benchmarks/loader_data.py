@@ -122,7 +122,8 @@ def real(folder: str, config_file: str, shape: Shape, per_dataset: int) -> Prepa
         read = [survey for survey in surveys if isinstance(survey, CaseSurvey)]
         recipe = resolve_recipe(dataset_config, dataset.classes, dataset.modalities, read, config.storage)
         assignments = [
-            Assignment(case, dataset.name, dataset_config.group, (), content_hash(case.id)) for case in cases
+            Assignment(case, dataset.name, dataset_config.group, (), (), content_hash(case.id))
+            for case in cases
         ]
         stored = store_cases(assignments, f"{folder}/store", recipe, config.storage, config.max_voxels)
         records = [record for record in stored if isinstance(record, CaseRecord)]

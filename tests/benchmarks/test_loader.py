@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 from benchmarks.loader_criteria import judge
-from benchmarks.loader_data import Draws, Patch, draw_patches, generate, key
-from benchmarks.loader_local import MAIN_ARMS, summary
+from benchmarks.loader_data import Draws, Patch, draw_patches, generate, key, real
+from benchmarks.loader_local import MAIN_ARMS, REAL_CONFIG, summary
 from benchmarks.loader_peers import _visits
 from benchmarks.loader_process import ARMS, run_arm
 from benchmarks.loader_s3 import ARMS as S3_ARMS
 from benchmarks.loader_table import tables
 from benchmarks.measuring import drop_from_page_cache, tree_memory, tree_usage
+from tests.data.conftest import REAL_DATA
 
 ROOT = Path(__file__).parents[2]
 MIB = 1 << 20
@@ -91,6 +92,14 @@ def test_patches_lie_inside_their_volumes_and_differ(tmp_path: Path) -> None:
     for patch in draws.patches:
         assert all(start >= 0 for start in patch.start)
         assert (np.add(patch.start, draws.shape) <= prepared.shapes[patch.case]).all()
+
+
+@pytest.mark.real
+@pytest.mark.skipif(not REAL_DATA.is_dir(), reason=f"the challenge data is not at {REAL_DATA}")
+def test_real_volumes_are_those_large_enough(tmp_path: Path) -> None:
+    prepared = real(str(tmp_path), REAL_CONFIG, (8, 32, 32), per_dataset=3)
+    assert len(prepared.shapes) >= 4
+    assert all(min(shape) >= 8 and min(shape[1:]) >= 32 for shape in prepared.shapes)
 
 
 @pytest.mark.slow
