@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from hssl_dist.store import Reader
 
 _VOXEL_BYTES = 4
+_NUMBERS = 4096  # of cases and patients, kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,7 @@ class PretrainingLoader:
         )
 
 
+@functools.lru_cache(maxsize=_NUMBERS)
 def _number(*names: str) -> int:
     """63 bits that stand for names, on every machine the same."""
     return int(content_hash(names)[:16], 16) >> 1

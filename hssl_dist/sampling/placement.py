@@ -17,13 +17,19 @@ def draw_start(record: CaseRecord, shape: Shape, foreground: float, rng: np.rand
     and is centred on the others.
     """
     classes = sorted(name for name, voxels in record.foreground.items() if voxels)
-    free = np.asarray(record.shape) - shape
+    free = [side - size for side, size in zip(record.shape, shape, strict=True)]
+    last = [max(0, room) for room in free]
     if classes and rng.random() < foreground:
         voxels = record.foreground[classes[rng.integers(len(classes))]]
-        voxel = np.asarray(voxels[rng.integers(len(voxels))])
-        reach = (_JITTER * np.asarray(shape)).astype(int)
-        start = voxel - np.asarray(shape) // 2 + rng.integers(-reach, reach, endpoint=True)
+        voxel = voxels[rng.integers(len(voxels))]
+        reach = [int(_JITTER * size) for size in shape]
+        jitter = rng.integers([-far for far in reach], reach, endpoint=True).tolist()
+        around = zip(voxel, shape, jitter, strict=True)
+        start = [place - size // 2 + shift for place, size, shift in around]
     else:
-        start = rng.integers(0, np.maximum(free, 0), endpoint=True)
-    z, y, x = np.where(free < 0, free // 2, np.clip(start, 0, np.maximum(free, 0))).tolist()
+        start = rng.integers(0, last, endpoint=True).tolist()
+    z, y, x = (
+        room // 2 if room < 0 else min(max(place, 0), end)
+        for place, room, end in zip(start, free, last, strict=True)
+    )
     return z, y, x

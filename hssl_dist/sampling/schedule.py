@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,8 @@ from hssl_dist.records import CaseRecord, Manifest, Region, Shape
 from hssl_dist.sampling.placement import draw_start
 from hssl_dist.sampling.splits import without_test
 from hssl_dist.store import CaseColumns, Names, case_columns
+
+_STEPS = 16  # whose tasks are kept: a step's samples are drawn one after the other
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,7 @@ class Schedule:
             (high - low) / weights[-1] for low, high in itertools.pairwise([0.0, *weights])
         )
         self._upper = [weight / weights[-1] for weight in weights[:-1]]
+        self._turn_of = functools.lru_cache(maxsize=_STEPS)(self._draw_turn)
 
     def seed_of(self, step: int, index: int) -> int:
         """The seed of all that is random about a sample."""
@@ -86,10 +90,14 @@ class Schedule:
         return Draw(region, record, task, self._group_numbers[record.group])
 
     def _task(self, step: int, block: int) -> int:
-        rng = stream(sample_seed(self.seed, step, 0), "tasks")
-        offset, turn = rng.random(), int(rng.integers(self._blocks))
+        offset, turn = self._turn_of(step)
         place = ((block + turn) % self._blocks + offset) / self._blocks
         return bisect.bisect_right(self._upper, place)
+
+    def _draw_turn(self, step: int) -> tuple[float, int]:
+        """Where the first block of a step begins, and which block that is."""
+        rng = stream(sample_seed(self.seed, step, 0), "tasks")
+        return rng.random(), int(rng.integers(self._blocks))
 
 
 def region_shape(config: SamplingConfig) -> Shape:
