@@ -29,6 +29,7 @@ from hssl_dist.augment import two_views
 from hssl_dist.config.network import NetworkConfig
 from hssl_dist.config.pretrain import ObjectiveConfig, PretrainConfig, SamplingConfig
 from hssl_dist.networks.pretraining import PretrainingOutput
+from hssl_dist.sampling import Regions
 from hssl_dist.training.objective import Samples
 from hssl_dist.training.step import backward
 from tests.distributed.ranks import run_ranks
@@ -107,7 +108,7 @@ def _errors_of_a_rank(
 
 def _reference() -> tuple[Tensor, Tensor]:
     network, samples, config = _Embedder(torch.float64), _samples(slice(None)), _config(REGIONS)
-    views = two_views(samples.regions, samples.seeds, PATCH_SIZE, config.views)
+    views = two_views(samples.regions.values(), samples.seeds, PATCH_SIZE, config.views)
     first, second = (network(view.double(), "encoder").embeddings[0] for view in (views.first, views.second))
     textbook(first, second, network.temperature).backward()
     assert network.linear.weight.grad is not None
@@ -117,7 +118,8 @@ def _reference() -> tuple[Tensor, Tensor]:
 
 def _samples(own: slice) -> Samples:
     generator = torch.Generator().manual_seed(1)
-    regions = torch.randn(REGIONS, 1, *REGION_SIZE, generator=generator)[own]
+    intensities = torch.randn(REGIONS, 1, *REGION_SIZE, generator=generator)
+    regions = Regions(intensities, torch.tensor([[1.0, 0.0]]).expand(REGIONS, 2))[own]
     numbers = torch.arange(REGIONS)[own]
     return Samples(regions, 0 * numbers, 0 * numbers, numbers, numbers, tuple(numbers.tolist()))
 

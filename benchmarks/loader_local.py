@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 MAIN_ARMS = (
     "ours",
+    "ours, made float32",
     "ours, no cache",
     "zarr-python",
     "MONAI CacheDataset",

@@ -139,7 +139,7 @@ def probe(root: str, since_s: float, *, deliver: bool) -> dict[str, float]:
     sampler_cpu_s = time.process_time() - before_cpu_s
     if deliver:
         (batch,) = PretrainingLoader(schedule, reader).batches(0, 1)
-        assert bool(batch.regions.std() > 0)
+        assert bool(batch.regions.values().std() > 0)
         mark("first_batch_s")
     else:
         for index in range(GLOBAL_BATCH):

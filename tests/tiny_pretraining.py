@@ -24,7 +24,7 @@ from hssl_dist.records import (
     Volume,
     content_hash,
 )
-from hssl_dist.store import ReadFigures, write_manifest
+from hssl_dist.store import ReadFigures, StoredForm, write_manifest
 from hssl_dist.store.writer import write_case
 
 SHAPE = (10, 24, 24)
@@ -138,6 +138,15 @@ class ArrayReader:
 
     def fill(self, pairs: Sequence[tuple[CaseRecord, Region]], out: np.ndarray) -> None:
         out[:] = [self.region(record, region) for record, region in pairs]
+
+    def fill_numbers(self, pairs: Sequence[tuple[CaseRecord, Region]], out: np.ndarray) -> StoredForm:
+        scalings = np.tile(np.float32([2.0**-10, 0.0]), (len(pairs), 1))
+        for numbers, scaling, (record, region) in zip(out, scalings, pairs, strict=True):
+            values = self.region(record, region)
+            if not np.isfinite(values).all():
+                values, scaling[0] = np.zeros(values.shape), np.nan
+            numbers[...] = np.rint(values * 2**10)
+        return StoredForm(out.dtype, scalings)
 
     def figures(self) -> ReadFigures:
         return ReadFigures()

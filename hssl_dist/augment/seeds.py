@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,8 @@ def sample_seed(seed: int, step: int, index: int) -> int:
 
 def stream(seed: int, purpose: str) -> np.random.Generator:
     """The random numbers of one seed for one purpose (counter-based: Philox)."""
-    return np.random.Generator(np.random.Philox(_Key(_digest(f"{purpose}/{seed}", 16))))
+    key: Any = _Key(_digest(f"{purpose}/{seed}", 16))  # numpy's stubs know SeedSequence alone
+    return np.random.Generator(np.random.Philox(key))
 
 
 class _Key(ISeedSequence):

@@ -15,7 +15,7 @@ from torch import Tensor
 from hssl_dist.augment.seeds import sample_seed, stream
 from hssl_dist.errors import ConfigError, HsslError
 from hssl_dist.records import CaseRecord, Region, Shape
-from hssl_dist.sampling.loader import fill_regions, unreadable
+from hssl_dist.sampling.loader import naming_cases, unreadable
 from hssl_dist.sampling.placement import draw_start
 from hssl_dist.sampling.prefetch import read_ahead
 
@@ -83,7 +83,8 @@ class SupervisedLoader:
 
         with ThreadPoolExecutor(_LABELS_AT_ONCE, thread_name_prefix="label") as pool:
             labels = [pool.submit(read_label, place) for place in range(len(draws))]
-            fill_regions(self._reader, pairs, image.numpy())
+            with naming_cases(self._reader, pairs):
+                self._reader.fill(pairs, image.numpy())
             for read in labels:
                 read.result()
         return LabelledBatch(step, seeds, image.view(len(draws), -1, *self._patch_size), label)

@@ -27,13 +27,14 @@ from hssl_dist.store.manifest import (
     write_record,
 )
 from hssl_dist.store.objects import verify
-from hssl_dist.store.reader import Reader, open_reader
+from hssl_dist.store.reader import Reader, StoredForm, open_reader
 
 __all__ = [
     "CaseColumns",
     "Names",
     "ReadFigures",
     "Reader",
+    "StoredForm",
     "case_columns",
     "list_datasets",
     "open_reader",

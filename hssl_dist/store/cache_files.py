@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _TAIL = struct.Struct("<IIII8s")  # description's bytes and checksum, numbers' checksum, 0, magic
 _MAGIC = b"hsslvol1"
 _CHECKED_BYTES = 8 << 20  # at a time; Python's lock is held meanwhile
+_ZEROS_BYTES = 8 << 20  # at a time
 
 
 class DamagedError(Exception):
@@ -78,7 +79,13 @@ class CachedVolume:
 
 
 def map_for_writing(descriptor: int, form: VolumeForm) -> Stored:
-    """The numbers of a file that is to be filled; the file must have its full length and its blocks."""
+    """The numbers of a file that is to be filled; the file must have its full length and its blocks.
+
+    Zeros are written first: the page cache then holds them in large folios, which faults map whole. Faults of
+    a mapping that has nothing in the page cache cost more than decoding does (docs/decisions.md).
+    """
+    for start in range(0, form.values_bytes, _ZEROS_BYTES):
+        os.pwrite(descriptor, bytes(min(_ZEROS_BYTES, form.values_bytes - start)), start)
     memory = mmap.mmap(descriptor, form.values_bytes)
     return np.frombuffer(memory, dtype=form.dtype).reshape(form.shape)
 

@@ -7,32 +7,42 @@ for all of them, so they agree bit for bit.
 from __future__ import annotations
 
 import functools
+import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
 from hssl_dist.config.parts import CacheConfig
+from hssl_dist.errors import StoreError
 from hssl_dist.records import CaseRecord, Region, Scaling
 from hssl_dist.store import layout, objects
 from hssl_dist.store.backend import Backend, Box, Pending
 from hssl_dist.store.cache import VolumeCache, Warn, cache_folder, volume_key
 from hssl_dist.store.cache_files import CachedVolume, VolumeForm
-from hssl_dist.store.cropping import overlap, pad_around, write_values
+from hssl_dist.store.cropping import nearest_number, overlap, pad_around, write_values
 from hssl_dist.store.figures import Counter, ReadFigures
 from hssl_dist.store.quantising import Stored
 
 if TYPE_CHECKING:
-    from jaxtyping import Float32, UInt8
+    from jaxtyping import Float32, Shaped, UInt8
 
 Pairs = Sequence[tuple[CaseRecord, Region]]
 
 _FILLS = 8  # volumes filled at once; each has all its chunks in flight
 _MOST_CROPPERS = 8
 _ALONE_BYTES = 2 << 20  # of output, below which one thread is done before others would have started
+
+
+@dataclass(frozen=True, slots=True)
+class StoredForm:
+    """What the numbers of some regions are: their type, and `(scale_factor, add_offset)` of each."""
+
+    dtype: np.dtype[Any]
+    scalings: Float32[np.ndarray, "pair 2"]
 
 
 class Reader(Protocol):
@@ -49,7 +59,7 @@ class Reader(Protocol):
         ...
 
     def region(self, record: CaseRecord, region: Region) -> Float32[np.ndarray, "z y x"]:
-        """A box of one channel, with the channel's background beyond the volume."""
+        """A box of one channel; beyond the volume the channel's background, as near as it can be stored."""
         ...
 
     def label_region(self, record: CaseRecord, region: Region) -> UInt8[np.ndarray, "z y x"]:
@@ -59,6 +69,12 @@ class Reader(Protocol):
     def fill(self, pairs: Pairs, out: Float32[np.ndarray, "pair z y x"]) -> None:
         """Write the region of every pair, all of one shape, into the rows of `out`, with all reads in flight
         at once where the backend can.
+        """
+        ...
+
+    def fill_numbers(self, pairs: Pairs, out: Shaped[np.ndarray, "pair z y x"]) -> StoredForm:
+        """Write the stored numbers of the region of every pair, all of one shape, into the rows of `out`, an
+        array of two bytes a number; returns what is in them. Raises StoreError if they are not of one type.
         """
         ...
 
@@ -107,24 +123,38 @@ _KINDS: dict[str, Callable[[str, CacheConfig | None, Warn | None], Reader]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Piece:
-    """A box of one channel (or of the label), inside the volume, and where its values belong."""
+    """A region of one channel (or of the label), and the row its numbers or values belong to."""
 
     record: CaseRecord
     array: str
     channel: int
     inside: Box
-    out: Stored
+    """What of the region lies inside the volume; maybe nothing."""
+    row: Stored
+    target: Box
+    """Where in the row that belongs; the rest has `background`."""
+    background: float
 
     @property
     def box(self) -> Box:
-        """The box in the stored array."""
+        """The inside, in the stored array."""
         return self.in_array(self.inside)
 
     def in_array(self, box: Box) -> Box:
         """A box of the piece's channel, in the stored array."""
         return box if self.array == layout.LABEL_ARRAY else (slice(self.channel, self.channel + 1), *box)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Of the inside."""
+        voxels: int = math.prod(part.stop - part.start for part in self.inside)
+        return voxels * (1 if self.array == layout.LABEL_ARRAY else layout.IMAGE_ITEMSIZE)
+
+
+Write = Callable[[_Piece, Stored, Scaling], None]
+"""Puts the numbers of a piece's inside where they belong."""
 
 
 class StoreReader:
@@ -140,15 +170,12 @@ class StoreReader:
     def image(self, record: CaseRecord) -> Float32[np.ndarray, "channel z y x"]:
         """See `Reader`."""
         out = np.empty((len(record.modalities), *record.shape), np.float32)
-        inside = _whole(record)
-        self._deliver(_Piece(record, layout.IMAGE_ARRAY, c, inside, row) for c, row in enumerate(out))
+        self._deliver([_of_image(record, _whole(record, c), row) for c, row in enumerate(out)], _values)
         return out
 
     def label(self, record: CaseRecord) -> UInt8[np.ndarray, "z y x"]:
         """See `Reader`."""
-        out = np.empty(record.shape, np.uint8)
-        self._deliver([_Piece(record, layout.LABEL_ARRAY, 0, _whole(record), out)])
-        return out
+        return self.label_region(record, _whole(record, 0))
 
     def region(self, record: CaseRecord, region: Region) -> Float32[np.ndarray, "z y x"]:
         """See `Reader`."""
@@ -159,23 +186,34 @@ class StoreReader:
     def label_region(self, record: CaseRecord, region: Region) -> UInt8[np.ndarray, "z y x"]:
         """See `Reader`."""
         out = np.empty(region.shape, np.uint8)
-        self._deliver(_piece(record, region, layout.LABEL_ARRAY, 0, 0, out))
+        inside, target = overlap(record.shape, region)
+        self._deliver([_Piece(record, layout.LABEL_ARRAY, 0, inside, out, target, 0.0)], _numbers)
         return out
 
     def fill(self, pairs: Pairs, out: Float32[np.ndarray, "pair z y x"]) -> None:
         """See `Reader`."""
-        self._deliver(
-            piece
-            for (record, region), row in zip(pairs, out, strict=True)
-            for piece in _piece(
-                record,
-                region,
-                layout.IMAGE_ARRAY,
-                region.channel,
-                record.intensities[region.channel].background,
-                row,
+        pieces = [_of_image(record, region, row) for (record, region), row in zip(pairs, out, strict=True)]
+        self._deliver(pieces, _values)
+
+    def fill_numbers(self, pairs: Pairs, out: Shaped[np.ndarray, "pair z y x"]) -> StoredForm:
+        """See `Reader`."""
+        pieces = [_of_image(record, region, row) for (record, region), row in zip(pairs, out, strict=True)]
+        forms: dict[_Piece, tuple[np.dtype[Any], Scaling]] = {}
+
+        def write(piece: _Piece, stored: Stored, scaling: Scaling) -> None:
+            forms[piece] = stored.dtype, scaling
+            _numbers(piece, stored, scaling)
+
+        self._deliver(pieces, write)
+        dtypes = {dtype for dtype, _ in forms.values()}
+        if len(dtypes) != 1:
+            raise StoreError(
+                f"{self._root} has volumes stored as {' and '.join(sorted(map(str, dtypes)))}, which one "
+                "batch cannot hold; preprocess its datasets with one storage.dtype"
             )
-        )
+        scalings = [forms[piece][1] for piece in pieces]
+        table = [(scaling.scale_factor, scaling.add_offset) for scaling in scalings]
+        return StoredForm(dtypes.pop(), np.array(table, np.float32))
 
     def figures(self) -> ReadFigures:
         """See `Reader`."""
@@ -183,14 +221,13 @@ class StoreReader:
 
     # ----------------------------------------------------------------------------------------------- delivery
 
-    def _deliver(self, pieces: Iterable[_Piece]) -> None:
+    def _deliver(self, pieces: Sequence[_Piece], write: Write) -> None:
         """Write all pieces: those of cached volumes first, while volumes that can be cached are decoded; the
         rest with all reads in flight at once.
         """
         if self._cache is None:
-            uncached = list(pieces)
-            self._count([], uncached)
-            self._read_through(uncached)
+            self._count([], pieces)
+            self._read_through(pieces, write)
             return
         self._cache.forget_evicted()
         ready: list[tuple[_Piece, CachedVolume]] = []
@@ -205,25 +242,25 @@ class StoreReader:
         filling = {
             self._fills.submit(self._add, self._cache, key, group[0]): group for key, group in absent.items()
         }
-        self._crop(ready)
+        self._crop(ready, write)
         uncached = []
         for future in as_completed(filling):
             if (volume := future.result()) is None:
                 uncached += filling[future]
             else:
-                self._crop([(piece, volume) for piece in filling[future]])
-        self._read_through(uncached)
+                self._crop([(piece, volume) for piece in filling[future]], write)
+        self._read_through(uncached, write)
 
     def _add(self, cache: VolumeCache, key: str, piece: _Piece) -> CachedVolume | None:
         """The whole volume of a piece, from now on in the cache; None if it cannot be."""
-        whole = piece.in_array(_whole(piece.record))
+        whole = piece.in_array(tuple(slice(0, side) for side in piece.record.shape))
         with objects.explained(self._root, piece.record, piece.array):
             stored = self._backend.open(piece.record, piece.array)
             form = VolumeForm(stored.dtype, piece.record.shape, stored.scaling)
             in_array = tuple(part.stop - part.start for part in whole)
             return cache.add(key, form, lambda values: stored.read_into(whole, values.reshape(in_array)))
 
-    def _read_through(self, pieces: Sequence[_Piece]) -> None:
+    def _read_through(self, pieces: Sequence[_Piece], write: Write) -> None:
         """Read pieces from the store, with all reads in flight, leaving nothing in the cache of volumes."""
         started = []
         for piece in pieces:
@@ -234,20 +271,20 @@ class StoreReader:
         def finish(piece: _Piece, scaling: Scaling, pending: Pending) -> None:
             with objects.explained(self._root, piece.record, piece.array):
                 values = pending()
-            write_values(values.reshape(piece.out.shape), scaling, piece.out)
+            write(piece, values.reshape(values.shape[-3:]), scaling)
 
-        self._run([functools.partial(finish, *args) for args in started], [piece.out for piece in pieces])
+        self._run([functools.partial(finish, *args) for args in started], [piece.row for piece in pieces])
 
-    def _crop(self, pieces: Sequence[tuple[_Piece, CachedVolume]]) -> None:
+    def _crop(self, pieces: Sequence[tuple[_Piece, CachedVolume]], write: Write) -> None:
         jobs = [
-            functools.partial(write_values, volume.values[piece.inside], volume.scaling, piece.out)
+            functools.partial(write, piece, volume.values[piece.inside], volume.scaling)
             for piece, volume in pieces
         ]
-        self._run(jobs, [piece.out for piece, _ in pieces])
+        self._run(jobs, [piece.row for piece, _ in pieces])
 
-    def _run(self, jobs: Sequence[Callable[[], None]], outs: Sequence[Stored]) -> None:
+    def _run(self, jobs: Sequence[Callable[[], None]], rows: Sequence[Stored]) -> None:
         """Do all jobs, in several threads if what they write is worth it."""
-        share = self._croppers if sum(out.nbytes for out in outs) >= _ALONE_BYTES else 1
+        share = self._croppers if sum(row.nbytes for row in rows) >= _ALONE_BYTES else 1
         futures = [self._crops.submit(_do_all, jobs[first::share]) for first in range(1, share)]
         try:
             _do_all(jobs[::share])
@@ -260,7 +297,7 @@ class StoreReader:
         self._counter.add(
             ReadFigures(
                 regions=len(hits) + len(misses),
-                bytes_used=sum(_stored_bytes(piece) for piece in (*hits, *misses)),
+                bytes_used=sum(piece.stored_bytes for piece in (*hits, *misses)),
                 cache_hits=len(hits),
                 cache_misses=len(misses) if self._cache else 0,
             )
@@ -272,20 +309,25 @@ def _do_all(jobs: Sequence[Callable[[], None]]) -> None:
         job()
 
 
-def _whole(record: CaseRecord) -> Box:
-    return tuple(slice(0, side) for side in record.shape)
+def _whole(record: CaseRecord, channel: int) -> Region:
+    return Region(record.dataset, record.id, channel, (0, 0, 0), record.shape)
 
 
-def _piece(
-    record: CaseRecord, region: Region, array: str, channel: int, background: float, row: Stored
-) -> Iterator[_Piece]:
-    """What of a region lies inside the volume, if anything; the rest of the row is padded at once."""
+def _of_image(record: CaseRecord, region: Region, row: Stored) -> _Piece:
     inside, target = overlap(record.shape, region)
-    if inside is None:
-        row[...] = background
-    else:
-        yield _Piece(record, array, channel, inside, pad_around(row, target, background))
+    background = record.intensities[region.channel].background
+    return _Piece(record, layout.IMAGE_ARRAY, region.channel, inside, row, target, background)
 
 
-def _stored_bytes(piece: _Piece) -> int:
-    return piece.out.size * (1 if piece.array == layout.LABEL_ARRAY else layout.IMAGE_ITEMSIZE)
+def _numbers(piece: _Piece, stored: Stored, scaling: Scaling) -> None:
+    """The numbers as they are, whatever type of as many bytes the row has."""
+    number = nearest_number(piece.background, stored.dtype, scaling)
+    np.copyto(pad_around(piece.row.view(stored.dtype), piece.target, number), stored)
+
+
+def _values(piece: _Piece, stored: Stored, scaling: Scaling) -> None:
+    """The numbers' values, in float32."""
+    number = nearest_number(piece.background, stored.dtype, scaling)
+    value = np.empty(1, np.float32)
+    write_values(np.array([number]), scaling, value)
+    write_values(stored, scaling, pad_around(piece.row, piece.target, value[0]))

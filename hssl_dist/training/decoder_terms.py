@@ -28,7 +28,7 @@ def _weights(objective: ObjectiveConfig) -> Mapping[str, float]:
 
 def _prepare(samples: Samples, config: PretrainConfig) -> Prepared:
     objective, patch_size = config.objective, config.sampling.patch_size
-    views = two_views(samples.regions, samples.seeds, patch_size, config.views)
+    views = two_views(samples.regions.values(), samples.seeds, patch_size, config.views)
     images = views.second
     counts: dict[str, Tensor] = {}
     geometry: dict[str, Tensor] = {}

@@ -30,7 +30,7 @@ def _weights(objective: ObjectiveConfig) -> Mapping[str, float]:
 
 
 def _prepare(samples: Samples, config: PretrainConfig) -> Prepared:
-    views = two_views(samples.regions, samples.seeds, config.sampling.patch_size, config.views)
+    views = two_views(samples.regions.values(), samples.seeds, config.sampling.patch_size, config.views)
     return Prepared(torch.cat((views.first, views.second)))
 
 

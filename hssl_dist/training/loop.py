@@ -264,7 +264,7 @@ class _Loop:
     def _refuse(self, stage: Stage, batch: Batch, samples: Samples, values: Mapping[str, float]) -> NoReturn:
         """Raise NonFiniteError on all ranks, naming the samples: bad regions, else bad outputs, else all."""
         for finite in (
-            finite_samples([samples.regions], len(batch.indices)),
+            finite_samples([samples.regions.values()], len(batch.indices)),
             finite_outputs(stage, samples, self.network, self.config),
             torch.zeros(len(batch.indices), dtype=torch.bool),
         ):

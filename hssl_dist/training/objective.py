@@ -26,6 +26,7 @@ from torch import Tensor
 
 from hssl_dist.config.pretrain import ObjectiveConfig, PretrainConfig
 from hssl_dist.networks.pretraining import PretrainingOutput
+from hssl_dist.sampling import Regions
 
 Kept = Mapping[str, tuple[Shaped[Tensor, "view b ..."], ...]]
 """By name, one tensor for each depth of the objective."""
@@ -41,7 +42,7 @@ class Samples:
     the samples' places in the global batch; samples of equal `relatives` are no negatives of each other.
     """
 
-    regions: Float[Tensor, "b 1 z y x"]
+    regions: Regions
     tasks: Int[Tensor, " b"]
     groups: Int[Tensor, " b"]
     numbers: Int[Tensor, " b"]
@@ -55,7 +56,7 @@ class Samples:
 
     def on(self, device: torch.device) -> Samples:
         """The same with the regions on a device."""
-        return replace(self, regions=self.regions.to(device, non_blocking=True))
+        return replace(self, regions=self.regions.to(device))
 
     def _part(self, rows: slice) -> Samples:
         return Samples(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from hssl_dist.records import CaseRecord, Geometry, Intensity, Manifest, ManifestHeader, Region
+from hssl_dist.store import StoredForm
 
 BACKGROUND = -7.0
 
@@ -80,7 +81,9 @@ def _manifest(*cases: CaseRecord) -> Manifest:
 
 
 class MemoryReader:
-    """A reader of made-up volumes; those named in `broken` cannot be read."""
+    """A reader of made-up volumes, whole numbers of steps; those named in `broken` cannot be read."""
+
+    step = 2.0**-9
 
     def __init__(self, broken: Sequence[str] = (), error: Exception | None = None) -> None:
         self.broken, self.error, self.calls = set(broken), error or OSError("disk on fire"), 0
@@ -89,7 +92,7 @@ class MemoryReader:
         if record.id in self.broken:
             raise self.error
         rng = np.random.default_rng(list(record.image_path.encode()))
-        return rng.normal(size=(len(record.modalities), *record.shape)).astype(np.float32)
+        return self.step * rng.integers(-900, 900, (len(record.modalities), *record.shape)).astype(np.float32)
 
     def label(self, record: CaseRecord) -> np.ndarray:
         return (self.image(record)[0] * 10 % 4).astype(np.uint8)
@@ -104,6 +107,13 @@ class MemoryReader:
     def fill(self, pairs: Sequence[tuple[CaseRecord, Region]], out: np.ndarray) -> None:
         self.calls += 1
         out[:] = [self.region(record, region) for record, region in pairs]
+
+    def fill_numbers(self, pairs: Sequence[tuple[CaseRecord, Region]], out: np.ndarray) -> StoredForm:
+        self.calls += 1
+        for place, (numbers, (record, region)) in enumerate(zip(out, pairs, strict=True)):
+            numbers[...] = (self.region(record, region) - place) / self.step
+        scalings = np.array([(self.step, place) for place in range(len(pairs))], np.float32)
+        return StoredForm(out.dtype, scalings)
 
 
 def cut(volume: np.ndarray, region: Region, background: float) -> np.ndarray:

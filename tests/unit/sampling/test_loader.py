@@ -29,13 +29,15 @@ def test_a_batch_holds_what_the_schedule_draws(schedule, memory_reader):
     assert [batch.step for batch in batches] == [2, 3, 4]
     for batch in batches:
         assert batch.indices == tuple(range(7))
-        assert batch.regions.shape == (7, 1, 3, 6, 6)
-        assert batch.regions.dtype == torch.float32
+        assert batch.regions.numbers.shape == (7, 1, 3, 6, 6)
+        assert batch.regions.numbers.dtype == torch.int16
+        values = batch.regions.values()
+        assert values.dtype == torch.float32
         assert batch.wait_s >= 0
         for index in range(7):
             draw = schedule.draw(batch.step, index)
             expected = reader.region(draw.record, draw.region)
-            np.testing.assert_array_equal(batch.regions[index, 0].numpy(), expected)
+            np.testing.assert_array_equal(values[index, 0].numpy(), expected)
             assert batch.tasks[index] == draw.task
             assert batch.groups[index] == draw.group
             assert batch.seeds[index] == schedule.seed_of(batch.step, index)
@@ -57,7 +59,8 @@ def test_ranks_together_see_what_one_process_sees(schedule, memory_reader, world
 
     assert sum((share.indices for share in shares), ()) == whole.indices
     assert sum((share.seeds for share in shares), ()) == whole.seeds
-    for name in ("regions", "tasks", "groups", "cases", "patients"):
+    assert torch.equal(torch.cat([share.regions.values() for share in shares]), whole.regions.values())
+    for name in ("tasks", "groups", "cases", "patients"):
         assert torch.equal(torch.cat([getattr(share, name) for share in shares]), getattr(whole, name))
 
 
@@ -73,7 +76,7 @@ def test_resuming_continues_the_same_batches(schedule, memory_reader):
     resumed = list(PretrainingLoader(schedule, memory_reader()).batches(2, 4))
 
     for first, second in zip(through[2:], resumed, strict=True):
-        assert torch.equal(first.regions, second.regions)
+        assert torch.equal(first.regions.values(), second.regions.values())
 
 
 def test_an_unreadable_case_is_named(schedule, memory_reader):
@@ -97,7 +100,7 @@ def test_the_stores_own_errors_are_kept(schedule, memory_reader):
 
 @pytest.mark.parametrize(("batches", "depth"), [(0.5, 1), (1, 1), (1.99, 1), (2, 2), (3, 3), (100, 3)])
 def test_what_is_read_ahead_is_bounded_in_bytes(schedule, memory_reader, batches, depth):
-    batch_bytes = next(PretrainingLoader(schedule, memory_reader()).batches(0, 1)).regions.nbytes
+    batch_bytes = next(PretrainingLoader(schedule, memory_reader()).batches(0, 1)).regions.numbers.nbytes
     changes = {"prefetch_batches": 3, "prefetch_bytes": int(batches * batch_bytes)}
     schedule.config = CONFIG.model_copy(update=changes)
     reader = memory_reader()

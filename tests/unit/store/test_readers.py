@@ -31,6 +31,8 @@ START_AND_SHAPE = [
     ((-4, -4, -4), (4, 4, 4)),
 ]
 
+_corner = Region("toy", "case", 0, (-2, 0, 0), (4, 4, 4))
+
 
 def stored_image(volume):
     """What a perfect store returns: the volume, quantised."""
@@ -105,6 +107,53 @@ def test_many_regions_at_once_equal_one_by_one(open_reader, kind, kept_store):
     assert len(found) == 20
     for values, (record, region) in zip(found, pairs, strict=True):
         np.testing.assert_array_equal(values, reader.region(record, region))
+
+
+def test_numbers_are_those_of_the_values(open_reader, kind, kept_store):
+    root, cases = kept_store
+    reader = open_reader(root, kind)
+    starts = [start for start, _ in START_AND_SHAPE]
+    places = itertools.product(starts, (("thin", 0), ("shards", 0), ("two channels", 1), ("unlabelled", 0)))
+    pairs = [
+        (cases[case_id].record, Region("toy", case_id, channel, start, (8, 12, 16)))
+        for start, (case_id, channel) in places
+    ]
+    numbers = np.full((len(pairs), 8, 12, 16), 12345, np.int16)
+    form = reader.fill_numbers(pairs, numbers)
+    assert form.dtype == np.int16
+    assert form.scalings.dtype == np.float32
+    scales, offsets = form.scalings.T[:, :, None, None, None]
+    np.testing.assert_array_equal(numbers * scales + offsets, read_regions(reader, pairs))
+
+
+def test_padding_is_the_stored_number_nearest_to_the_background(open_reader, kind, tmp_path, store_case):
+    case = store_case(tmp_path, "case", (6, 20, 20))
+    intensity = case.record.intensities[0].model_copy(update={"background": -1.23456})
+    record = case.record.model_copy(update={"intensities": (intensity,)})
+    reader = open_reader(str(tmp_path), kind)
+    step = reader.fill_numbers([(record, _corner)], np.empty((1, 4, 4, 4), np.int16)).scalings[0, 0]
+    values = reader.region(record, _corner)
+    np.testing.assert_array_equal(values[:2], np.float32(round(-1.23456 / step) * step))
+    assert abs(values[0, 0, 0] + 1.23456) <= step / 2
+
+
+def test_volumes_of_two_types_are_not_mixed_in_a_batch(open_reader, kind, tmp_path, store_case):
+    cases = [
+        store_case(tmp_path, name, (6, 20, 20), storage=StorageConfig(dtype=name))
+        for name in ("int16", "float16")
+    ]
+    reader = open_reader(str(tmp_path), kind)
+    pairs = [(case.record, Region("toy", case.record.id, 0, (0, 0, 0), (4, 4, 4))) for case in cases]
+    out = np.empty((2, 4, 4, 4), np.int16)
+    with pytest.raises(StoreError) as caught:
+        reader.fill_numbers(pairs, out)
+    assert str(caught.value) == (
+        f"{tmp_path} has volumes stored as float16 and int16, which one batch cannot hold; preprocess its "
+        "datasets with one storage.dtype"
+    )
+    form = reader.fill_numbers(pairs[1:], out[1:])
+    assert form.dtype == np.float16
+    np.testing.assert_array_equal(out[1:].view(np.float16), read_regions(reader, pairs[1:]))
 
 
 def test_a_label_that_is_not_there(open_reader, kind, kept_store):
