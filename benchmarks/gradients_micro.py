@@ -119,7 +119,7 @@ def _reference() -> tuple[Tensor, Tensor]:
 def _samples(own: slice) -> Samples:
     generator = torch.Generator().manual_seed(1)
     intensities = torch.randn(REGIONS, 1, *REGION_SIZE, generator=generator)
-    regions = Regions(intensities, torch.tensor([[1.0, 0.0]]).expand(REGIONS, 2))[own]
+    regions = Regions(intensities, torch.ones(REGIONS))[own]
     numbers = torch.arange(REGIONS)[own]
     return Samples(regions, 0 * numbers, 0 * numbers, numbers, numbers, tuple(numbers.tolist()))
 

@@ -20,7 +20,7 @@ from hssl_dist.sampling.prefetch import read_ahead
 from hssl_dist.sampling.schedule import Schedule
 
 if TYPE_CHECKING:
-    from hssl_dist.store import Reader
+    from hssl_dist.store import Reader, StoredForm
 
 Pairs = Sequence[tuple[CaseRecord, Region]]
 
@@ -33,30 +33,40 @@ _NUMBERS = 4096  # of cases and patients, kept
 class Regions:
     """Regions as their volumes are stored, two bytes a voxel, until their values are needed.
 
-    So they take half of the memory on their way to the device, which converts them at no cost. The value of a
-    number is `number * scale_factor + add_offset`, the two `scalings` of its region, exactly as
-    `Reader.region` has it.
+    So they take half of the memory on their way to the device, which converts them at no cost. A value is
+    `number * factor + offset`, by the two of its region, exactly as `Reader.region` has it; without `offsets`
+    all are 0.
     """
 
     numbers: Shaped[Tensor, "batch 1 z y x"]
-    scalings: Float[Tensor, "batch 2"]
+    factors: Float[Tensor, " batch"]
+    offsets: Float[Tensor, " batch"] | None = None
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     def __getitem__(self, rows: slice) -> Regions:
-        return Regions(self.numbers[rows], self.scalings[rows])
+        offsets = self.offsets
+        return Regions(self.numbers[rows], self.factors[rows], None if offsets is None else offsets[rows])
 
     def to(self, device: torch.device) -> Regions:
         """The same on a device; from pinned memory it does not wait."""
+        offsets = None if self.offsets is None else self.offsets.to(device, non_blocking=True)
         return Regions(
-            self.numbers.to(device, non_blocking=True), self.scalings.to(device, non_blocking=True)
+            self.numbers.to(device, non_blocking=True), self.factors.to(device, non_blocking=True), offsets
         )
 
     def values(self) -> Float[Tensor, "batch 1 z y x"]:
         """Intensities in float32, where the numbers are."""
-        factors, offsets = self.scalings.reshape(-1, 2, 1, 1, 1, 1).unbind(1)
-        return self.numbers.to(torch.float32).mul_(factors).add_(offsets)
+        values = self.numbers.to(torch.float32).mul_(self.factors.view(-1, 1, 1, 1, 1))
+        return values if self.offsets is None else values.add_(self.offsets.view(-1, 1, 1, 1, 1))
+
+
+def _regions(buffer: Tensor, form: StoredForm) -> Regions:
+    """Regions in a buffer that was filled with numbers of a form."""
+    factors, offsets = torch.from_numpy(form.scalings).unbind(1)
+    numbers = buffer.view(_TYPES[form.dtype.name])[:, None]
+    return Regions(numbers, factors, offsets if offsets.any() else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,12 +140,11 @@ class PretrainingLoader:
         buffer = self._buffers.take()
         with naming_cases(self._reader, pairs):
             form = self._reader.fill_numbers(pairs, buffer.numpy())
-        numbers = buffer.view(_TYPES[form.dtype.name])[:, None]
         return Batch(
             step=step,
             indices=tuple(self._indices),
             seeds=tuple(self._schedule.seed_of(step, index) for index in self._indices),
-            regions=Regions(numbers, torch.from_numpy(form.scalings)),
+            regions=_regions(buffer, form),
             tasks=torch.tensor([draw.task for draw in draws]),
             groups=torch.tensor([draw.group for draw in draws]),
             cases=torch.tensor([_number(draw.record.dataset, draw.record.id) for draw in draws]),

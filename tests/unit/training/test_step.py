@@ -125,5 +125,5 @@ def test_samples_with_odd_outputs_are_found(stage: Stage, micro_batch: int | Non
     settings = settings_of(PLAIN, micro_batch)
     network, samples = new_step(settings, stage)
     assert finite_outputs(stage, samples, network, settings).all()
-    samples.regions.scalings[3] = torch.inf
+    samples.regions.factors[3] = torch.inf
     assert finite_outputs(stage, samples, network, settings).tolist() == [True] * 3 + [False] + [True] * 3
