@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from hssl_dist.cli import run_verb
-from hssl_dist.config.finetune import EvaluateConfig
+from hssl_dist.config.evaluate import EvaluateConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:

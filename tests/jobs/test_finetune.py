@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from hssl_dist import files
-from hssl_dist.config.finetune import EvaluateConfig, FinetuneConfig, PromoteConfig
+from hssl_dist.config.evaluate import EvaluateConfig
+from hssl_dist.config.finetune import FinetuneConfig, PromoteConfig
 from hssl_dist.config.parts import TrackingConfig
 from hssl_dist.config.pretrain import ObjectiveConfig
 from hssl_dist.console import Console
