@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -80,12 +81,23 @@ def _columns(results: Results) -> list[Column]:
     tolerances = sorted(set(results.tolerance_mm.values()))
     ends = f"{tolerances[0]:g}" if len(tolerances) == 1 else f"{tolerances[0]:g} to {tolerances[-1]:g}"
     return [
-        Column("Dice", "score"),
-        Column(f"Surface Dice, {ends} mm", "score"),
-        Column("HD95, mm", "length"),
-        Column("Volume error, mL", "volume", signed=True),
-        Column("Volume error, %", "percent", signed=True),
+        Column("Dice", 3),
+        Column(f"Surface Dice, {ends} mm", 3),
+        Column("HD95, mm", 2),
+        Column("Volume error, mL", _volume_decimals(results), signed=True),
+        Column("Volume error, %", 1, signed=True, percent=True),
     ]
+
+
+def _volume_decimals(results: Results) -> int:
+    """As many as show a thousandth of a usual structure."""
+    volumes = [
+        score.label_ml
+        for case in results.cases
+        for score in case.scores[results.inputs.sets[0]].values()
+        if score.label_ml
+    ]
+    return min(4, max(0, 3 - math.floor(math.log10(statistics.median(volumes))))) if volumes else 1
 
 
 def _table(results: Results, summary: SetSummary) -> SetTable:
@@ -139,8 +151,8 @@ def _chart(results: Results, key: str) -> Chart:
         }
         for label, name in results.inputs.classes.items()
     }
-    y_range = (-0.02, 1.02) if metric.better == "higher" else None
-    return Chart(metric.title, metric.unit or metric.title, strips, y_range)
+    highest = 1.0 if metric.better == "higher" else math.inf
+    return Chart(metric.title, metric.unit or metric.title, strips, highest)
 
 
 def _worst(results: Results) -> list[WorstRow]:

@@ -5,27 +5,27 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 from markupsafe import Markup
 
 from hssl_dist.report.figures import inline_svg
 from hssl_dist.report.montage import contour_colour
-from hssl_dist.report.page import number, png_source, render
+from hssl_dist.report.page import png_source, render
 from hssl_dist.report.strips import Dots, strip_chart
-
-Kind = Literal["score", "length", "volume", "percent"]
 
 _MINUS, _NONE = "−", "–"  # noqa: RUF001
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A metric of the page: its heading, how its numbers are written, and whether they have signs."""
+    """A metric of the page: its heading, the decimals of its numbers, whether they have signs or are shares
+    to be written in per cent.
+    """
 
     title: str
-    kind: Kind
+    decimals: int
     signed: bool = False
+    percent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ class Chart:
     title: str
     y_label: str
     strips: Mapping[str, Mapping[str, Dots]]
-    y_range: tuple[float, float] | None = None
+    highest: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +156,7 @@ def evaluation_report(data: EvaluationData) -> str:
             for name, pictures in data.pictures.items()
         },
         hollow=any(dots for chart in data.charts for dots in _hollow(chart)),
+        patients=any(row.patient != row.case for row in data.worst),
         shown=_shown,
         interval=_interval,
         shown_p=_p,
@@ -163,7 +164,7 @@ def evaluation_report(data: EvaluationData) -> str:
 
 
 def _chart(chart: Chart) -> Markup:
-    figure = strip_chart(chart.strips, title=chart.title, y_label=chart.y_label, y_range=chart.y_range)
+    figure = strip_chart(chart.strips, title=chart.title, y_label=chart.y_label, highest=chart.highest)
     ranges = "; ".join(
         f"{label}{f' ({name})' if len(sets) > 1 else ''} from {min(dots)[0]:.3g} to {max(dots)[0]:.3g}"
         for label, sets in chart.strips.items()
@@ -185,12 +186,7 @@ def _shown(value: float, column: Column, *, signed: bool | None = None) -> str:
         return _NONE
     sign = column.signed if signed is None else signed
     size = abs(value)
-    text = {
-        "score": f"{size:.3f}",
-        "length": f"{size:.2f}" if size < 100 else f"{size:.0f}",
-        "volume": number(size),
-        "percent": f"{size:.1%}",
-    }[column.kind]
+    text = f"{size:.{column.decimals}%}" if column.percent else f"{size:,.{column.decimals}f}"
     if not any(digit in text for digit in "123456789"):
         return text
     return f"{_MINUS if value < 0 else '+' if sign else ''}{text}"
