@@ -7,6 +7,7 @@ from pydantic import BaseModel
 from hssl_dist import files
 from hssl_dist.datasets.contract import read_description
 from hssl_dist.datasets.nnunet import named_values
+from hssl_dist.errors import ConfigError
 
 _FILE = "dataset.json"
 
@@ -25,5 +26,9 @@ def class_names(url: str) -> dict[int, str]:
     labels = read_description(path, _Named).labels
     if all(key.isdecimal() for key in labels):
         return {int(key): str(name) for key, name in labels.items() if int(key)}
-    values = {name: value for name, value in labels.items() if not isinstance(value, str)}
+    values: dict[str, int | list[int]] = {}
+    for name, value in labels.items():
+        if isinstance(value, str):
+            raise ConfigError(f"{path}: label {name!r} is {value!r}, which is no whole number")
+        values[name] = value
     return named_values(values, path)

@@ -33,7 +33,7 @@ from hssl_dist.segmentation.summary import Comparison, Difference, ScoredCase, S
 
 _OVERALL = "all classes"
 _WORST_SHOWN = 8
-_CHARTED = ("dice", "nsd", "hd95_mm")
+_CHARTED = ("dice", "nsd", "hd95_mm", "volume_error_ml")
 _MARGIN_MM = 12.0
 """What a picture shows around the structures."""
 
