@@ -45,7 +45,7 @@ def run(config: EvaluateConfig, console: Console) -> Outcome:
     inputs = _open(config, use_hardware(config.threads))
     results = _evaluate(config, inputs, console)
     scores, table = as_json(results), as_csv(results)
-    page, unseen = report(results)
+    page, unseen = report(results, scores["lineage"])
     for name, text in (("scores.csv", table), ("scores.json", to_text(scores)), ("report.html", page)):
         files.write(files.join(config.output, name), text.encode())
     if isinstance(inputs, StoredInputs) and inputs.run_id is not None:
@@ -146,7 +146,7 @@ def _outcome(results: Results, scores: Mapping[str, Any], unseen: tuple[str, ...
     return Outcome(
         summary={
             **{key: scores[key] for key in ("n_cases", "n_patients", "grid")},
-            **results.inputs.lineage,
+            **scores["lineage"],
             "dice_mean": first.pop("mean"),
             "dice": first,
             "sets": {name: scores["sets"][name]["overall"] for name in results.inputs.sets},

@@ -46,7 +46,7 @@ class FolderInputs:
             name: _label_maps(folder, f"predictions {name!r}") for name, folder in config.sets.items()
         }
         self._images = volumes(config.images) if config.images else {}
-        self._folders = {"labels": labels, **config.sets}
+        self._labels_folder, self._folders = labels, config.sets
         self.sets = tuple(self._sets)
         self.surplus = {name: sorted(set(maps) - set(self._labels)) for name, maps in self._sets.items()}
         self.missing = {name: sorted(set(self._labels) - set(maps)) for name, maps in self._sets.items()}
@@ -126,18 +126,18 @@ class FolderInputs:
     @property
     def lineage(self) -> Mapping[str, Any]:
         """Each folder, and one hash over the content of its scored files; the cases that are not scored."""
-        sources = {"labels": self._labels, **self._sets}
         return {
-            "folders": {
-                name: {
-                    "folder": files.shown(self._folders[name]),
-                    "sha256": content_hash({case: files.sha256(maps[case])[0] for case in self.cases}),
-                }
-                for name, maps in sources.items()
+            "labels": self._content(self._labels_folder, self._labels),
+            "predictions": {
+                name: self._content(self._folders[name], maps) for name, maps in self._sets.items()
             },
             "missing": self.missing,
             "surplus": self.surplus,
         }
+
+    def _content(self, folder: str, maps: Mapping[str, str]) -> dict[str, str]:
+        hashes = {case: files.sha256(maps[case])[0] for case in self.cases}
+        return {"folder": files.shown(folder), "sha256": content_hash(hashes)}
 
     # ------------------------------------------------------------------------------------------- one case
 

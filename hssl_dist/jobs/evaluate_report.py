@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Bool, Float32
 
 from hssl_dist.errors import HsslError
 from hssl_dist.jobs.evaluate_inputs import Example
-from hssl_dist.jobs.evaluate_outputs import Results, as_json
+from hssl_dist.jobs.evaluate_outputs import Results
 from hssl_dist.report.evaluation import (
     Chart,
     Column,
@@ -38,8 +38,8 @@ _MARGIN_MM = 12.0
 """What a picture shows around the structures."""
 
 
-def report(results: Results) -> tuple[str, tuple[str, ...]]:
-    """The page, and what could not be drawn on it."""
+def report(results: Results, origin: Mapping[str, object]) -> tuple[str, tuple[str, ...]]:
+    """The page, and what could not be drawn on it; `origin` is the lineage to show."""
     pictures, unseen = _pictures(results)
     data = EvaluationData(
         title=f"Evaluation: {results.inputs.title}",
@@ -54,12 +54,12 @@ def report(results: Results) -> tuple[str, tuple[str, ...]]:
         pictures=pictures,
         confidence=results.config.intervals.confidence,
         notes=_notes(results),
-        lineage=_flat(as_json(results)["lineage"]),
+        lineage=_flat(origin),
     )
     return evaluation_report(data), unseen
 
 
-def mean_dice(case: ScoredCase, name: str) -> float:
+def _mean_dice(case: ScoredCase, name: str) -> float:
     """A case's mean Dice over the classes that have a score; NaN if none has."""
     known = [score.dice for score in case.scores[name].values() if not math.isnan(score.dice)]
     return sum(known) / len(known) if known else math.nan
@@ -161,7 +161,7 @@ def _worst(results: Results) -> list[WorstRow]:
         (dice, case.case, name, case)
         for case in results.cases
         for name in results.inputs.sets
-        if not math.isnan(dice := mean_dice(case, name))
+        if not math.isnan(dice := _mean_dice(case, name))
     )
     return [
         WorstRow(name, case.case, case.patient, dice, _remark(results, case, name))
@@ -219,7 +219,7 @@ def _pictures(results: Results) -> tuple[dict[str, list[Picture]], tuple[str, ..
     pictures: dict[str, list[Picture]] = {}
     unseen: list[str] = []
     for name in results.inputs.sets:
-        for rank, case in chosen_cases(results.cases, lambda case: mean_dice(case, name)).items():  # noqa: B023
+        for rank, case in _chosen(results.cases, name).items():
             try:
                 image = results.inputs.image(case.case)
             except HsslError as error:
@@ -230,14 +230,15 @@ def _pictures(results: Results) -> tuple[dict[str, list[Picture]], tuple[str, ..
                     unseen.append(f"no picture of case {case.case!r}: its image is not in the folder")
                 continue
             example = results.inputs.example(case.case)
-            caption = f"{rank.capitalize()}: {case.case}, Dice {mean_dice(case, name):.3f}"
+            caption = f"{rank.capitalize()}: {case.case}, Dice {_mean_dice(case, name):.3f}"
             pictures.setdefault(name, []).append(Picture(_shot(image, example, name), caption))
     return pictures, tuple(dict.fromkeys(unseen))
 
 
-def chosen_cases(cases: Sequence[ScoredCase], score: Callable[[ScoredCase], float]) -> dict[str, ScoredCase]:
-    """The best, the median (the lower one of two) and the worst case that have a score; each case once."""
-    ranked = sorted((case for case in cases if not math.isnan(score(case))), key=score, reverse=True)
+def _chosen(cases: Sequence[ScoredCase], name: str) -> dict[str, ScoredCase]:
+    """A set's best, median (the lower one of two) and worst case that have a score; each case once."""
+    scored = [case for case in cases if not math.isnan(_mean_dice(case, name))]
+    ranked = sorted(scored, key=lambda case: _mean_dice(case, name), reverse=True)
     if not ranked:
         return {}
     places = {"best": 0, "worst": len(ranked) - 1, "median": len(ranked) // 2}
@@ -254,7 +255,7 @@ def _shot(image: Float32[np.ndarray, "z y x"], example: Example, name: str) -> b
     return overlay(image[at, y, x], example.label[at, y, x], prediction[at, y, x], example.spacing_mm[1:])
 
 
-def _window(shown: UInt8[np.ndarray, "y x"], spacing_mm: Sequence[float]) -> tuple[slice, slice]:
+def _window(shown: Bool[np.ndarray, "y x"], spacing_mm: Sequence[float]) -> tuple[slice, slice]:
     """A square in millimetres around what is shown, as far as the slice reaches; all of an empty one."""
     if not shown.any():
         return slice(None), slice(None)

@@ -120,11 +120,11 @@ def test_equal_runs_write_equal_files_and_lineage_follows_the_content(folders: F
     first = {path.name: path.read_bytes() for path in (folders.root / "output").iterdir()}
     folders.run("off")
     assert {path.name: path.read_bytes() for path in (folders.root / "output").iterdir()} == first
-    before = folders.scores["lineage"]["folders"]
+    before = folders.scores["lineage"]
     folders.write("labels", "p1_a", np.roll(_label("p1_a"), 1, axis=0))
     folders.run("off")
-    after = folders.scores["lineage"]["folders"]
-    assert before["off"] == after["off"]
+    after = folders.scores["lineage"]
+    assert before["predictions"]["off"] == after["predictions"]["off"]
     assert before["labels"]["sha256"] != after["labels"]["sha256"]
 
 
