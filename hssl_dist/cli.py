@@ -24,7 +24,7 @@ VERBS = {
     "preprocess": "turn challenge datasets into a store of sharded volumes",
     "pretrain": "pretrain a network on a store, without labels, and register it",
     "finetune": "fine-tune a registered network on a dataset's labels",
-    "evaluate": "score a fine-tuned network on the test patients",
+    "evaluate": "score a fine-tuned network on the test patients, or folders of label maps",
     "promote": "move an alias of the model registry",
     "demo": "run the whole pipe on phantoms and write a report",
 }

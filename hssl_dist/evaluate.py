@@ -1,6 +1,7 @@
 """python -m hssl_dist.evaluate --model models:/hssl-hippocampus@latest
+python -m hssl_dist.evaluate --predictions predictions/acdc --labels Dataset027_ACDC/labelsTs
 
-Score a fine-tuned network on the test patients of its dataset.
+Score a fine-tuned network on the test patients of its dataset, or label maps beside true ones.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from hssl_dist.cli import run_verb
-from hssl_dist.config.finetune import EvaluateConfig
+from hssl_dist.config.evaluate import EvaluateConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Configs of `hssl finetune`, `hssl evaluate` and `hssl promote`."""
+"""Configs of `hssl finetune` and `hssl promote`."""
 
 from __future__ import annotations
 
@@ -99,25 +99,6 @@ class FinetuneConfig(JobConfig):
     runner: Runner = "inline"
     """`inline`: this process; `ray`: a task on a Ray cluster, with one GPU where there are GPUs."""
     ray: RayConfig = RayConfig()
-    threads: PositiveInt | None = None
-    """CPU threads; torch's choice if not given."""
-
-
-class EvaluateConfig(JobConfig):
-    """Score a fine-tuned model on a dataset's test patients."""
-
-    model: ModelUri
-    """`models:/name@alias`, `models:/name/version`, `runs:/id`, or a checkpoint's path."""
-    dataset: str | None = None
-    """Dataset of the store; the one the model was fine-tuned on if not given. Another is split anew."""
-    part: str = Field(default="test", pattern="^(test|validation)$")
-    """Patients to score: `test` or `validation` of the split the model was trained with."""
-    store: StoreConfig = StoreConfig()
-    output: Url = Field(default="hssl/evaluation", validate_default=True)
-    """Folder for `scores.csv` and `scores.json`."""
-    tracking: TrackingConfig = TrackingConfig()
-    overlap: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
-    """Overlap of neighbouring windows."""
     threads: PositiveInt | None = None
     """CPU threads; torch's choice if not given."""
 

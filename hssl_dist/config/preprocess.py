@@ -17,6 +17,7 @@ def _check_pattern(pattern: str) -> str:
     return pattern
 
 
+PatientPattern = Annotated[str, AfterValidator(_check_pattern)]
 Endpoint = Annotated[str, AfterValidator(files.check_endpoint)]
 
 
@@ -39,7 +40,7 @@ class DatasetConfig(Part):
     """Group of tasks declared alike, e.g. heart-mr."""
     modality: Literal["auto", "ct", "mr"] = "auto"
     """Normalisation rule; `auto` takes it from the layout's own description."""
-    patient_pattern: Annotated[str, AfterValidator(_check_pattern)] | None = None
+    patient_pattern: PatientPattern | None = None
     """Regular expression with one group that finds the patient in a case's id."""
     spacing_mm: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
     """Target spacing z y x; the median of the dataset if not given (anisotropy-aware)."""

@@ -51,14 +51,14 @@ def find_nnunet(config: DatasetConfig, root: str) -> Contents:
     cases: list[FoundCase] = []
     for images, labels, split in _FOLDERS:
         cases += _cases(root, (images, labels), split, len(channels), description.file_ending)
-    classes = config.classes or _classes(description.labels, url)
+    classes = config.classes or named_values(description.labels, url)
     unused = unused_files(
         root, (folder for images, labels, _ in _FOLDERS for folder in (images, labels)), cases
     )
     return Contents(tuple(cases), classes, channels, unused)
 
 
-def _classes(labels: Mapping[str, int | list[int]], url: str) -> dict[int, str]:
+def named_values(labels: Mapping[str, int | list[int]], url: str) -> dict[int, str]:
     """Names by label value. Overlapping regions and the ignore label have no single class per voxel."""
     classes: dict[int, str] = {}
     for name, value in labels.items():

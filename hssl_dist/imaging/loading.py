@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from typing import Any, cast
 
 import numpy as np
-from jaxtyping import Shaped, UInt8
+from jaxtyping import Shaped
 
 from hssl_dist.errors import InputError
+from hssl_dist.imaging.labels import check_grid, load_label
 from hssl_dist.imaging.orientation import ras_spacing_mm, to_ras
 from hssl_dist.imaging.source import SourceHeader, SourceImage, read_source
 from hssl_dist.records import Case, Geometry, Scaling, Shape, Volume
@@ -19,14 +19,8 @@ Numbers = np.ndarray[Any, np.dtype[Any]]
 WIDEST_BYTES = 2
 """Voxels up to so wide are held as the file has them; float32 would take more memory and say no more."""
 
-GRID_TOLERANCE_VOXELS = 0.1
-"""Two files share a grid if no corner voxel lies further apart than this share of the smallest voxel edge."""
-
 MAX_INTENSITY = 1e12
 """Beyond any scanner's unit; a voxel there is a damaged one, and would spoil the volume's statistics."""
-
-LABEL_TOLERANCE = 1e-3
-"""A label stored as float counts as whole numbers up to this much (scaled or converted masks)."""
 
 
 def load_case(case: Case, classes: dict[int, str], max_voxels: int) -> Volume:
@@ -45,7 +39,7 @@ def load_case(case: Case, classes: dict[int, str], max_voxels: int) -> Volume:
     sources = [first, *(_read_channel(url, name, header, max_voxels) for url in case.images[1:])]
     del first  # so that `_take` frees one file's voxels after the other
     image, scaling = _take(sources)
-    label = _load_label(case.label, name, header, classes, max_voxels) if case.label is not None else None
+    label = load_label(case.label, classes, max_voxels, (name, header)) if case.label is not None else None
     shape: Shape = image.shape[1:]
     spacing_mm = ras_spacing_mm(header.affine)
     geometry = Geometry(
@@ -78,29 +72,13 @@ def _read_channel(url: str, name: str, header: SourceHeader, max_voxels: int) ->
     source = read_source(url, max_voxels)
     if source.header.channels != 1:
         raise InputError(f"{source.name}: {source.header.channels} channels in a file that is one channel")
-    _check_grid(source, name, header)
+    check_grid(source, name, header)
     return source
-
-
-def _check_grid(source: SourceImage, name: str, reference: SourceHeader) -> None:
-    """Raise InputError unless a file has the shape and, within the tolerance, the affine of file `name`."""
-    shape, expected = source.header.shape, reference.shape
-    if shape != expected:
-        raise InputError(f"{source.name}: shape {shape} differs from {expected} of {name}")
-    corners = np.array([(*corner, 1) for corner in itertools.product(*((0, size - 1) for size in shape))])
-    apart = corners @ (source.header.affine - reference.affine).T[:, :3]
-    distance = float(np.linalg.norm(apart, axis=1).max())
-    edge = min(ras_spacing_mm(reference.affine))
-    if distance > GRID_TOLERANCE_VOXELS * edge:
-        raise InputError(
-            f"{source.name}: lies up to {distance:.3g} mm away from {name} (affines differ); "
-            f"at most {GRID_TOLERANCE_VOXELS * edge:.3g} mm is tolerated"
-        )
 
 
 def _take(sources: list[SourceImage]) -> tuple[Numbers, Scaling]:
     """All channels of some files, oriented, in one piece; empties the list as it goes."""
-    kept = {(source.header.dtype.newbyteorder("="), _scaling(source.header)) for source in sources}
+    kept = {(source.header.dtype.newbyteorder("="), source.header.scaling) for source in sources}
     exact = len(kept) == 1 and sources[0].header.dtype.itemsize <= WIDEST_BYTES
     dtype, scaling = kept.pop() if exact else (np.dtype(np.float32), Scaling())
     image: Numbers | None = None
@@ -113,16 +91,12 @@ def _take(sources: list[SourceImage]) -> tuple[Numbers, Scaling]:
                 image = np.empty((source.header.channels + len(sources), *oriented.shape), dtype)
             with np.errstate(over="ignore", invalid="ignore"):
                 for plane, numbers in zip(image[index], oriented, strict=True):
-                    plane[...] = numbers if exact else _scaling(source.header).values(numbers)
+                    plane[...] = numbers if exact else source.header.scaling.values(numbers)
                 _check_values(image[index], scaling, source.name)
             index += 1
     if image is None:
         raise ValueError("a case needs a file")
     return image, scaling
-
-
-def _scaling(header: SourceHeader) -> Scaling:
-    return Scaling(header.slope, header.intercept)
 
 
 def _check_values(channel: Shaped[np.ndarray, "z y x"], scaling: Scaling, name: str) -> None:
@@ -137,54 +111,3 @@ def _check_values(channel: Shaped[np.ndarray, "z y x"], scaling: Scaling, name: 
         )
     if low == high:
         raise InputError(f"{name}: the image is constant: every voxel is {low:g}")
-
-
-def _load_label(
-    url: str, image_name: str, image: SourceHeader, classes: dict[int, str], max_voxels: int
-) -> UInt8[np.ndarray, "z y x"]:
-    """A label as uint8, oriented like its image."""
-    source = read_source(url, max_voxels)
-    if source.header.channels != 1:
-        raise InputError(f"{source.name}: the label has {source.header.channels} channels; 1 is needed")
-    _check_grid(source, image_name, image)
-    scaling = _scaling(source.header)
-    oriented = to_ras(source.raw[0], image.affine)
-    label = np.empty(oriented.shape, dtype=np.uint8)
-    declared = {0, *classes}
-    undeclared: set[int] = set()
-    for plane, numbers in zip(label, oriented, strict=True):
-        values = (
-            numbers
-            if scaling == Scaling()
-            else numbers * np.float64(scaling.scale_factor) + scaling.add_offset
-        )
-        whole = _whole_numbers(values, source.name)
-        undeclared |= _undeclared(whole, declared)
-        if undeclared:
-            break
-        plane[...] = whole
-    if undeclared:
-        shown = ", ".join(str(value) for value in sorted(undeclared)[:5])
-        names = ", ".join(str(value) for value in sorted(declared))
-        raise InputError(f"{source.name}: the label holds {shown}; the dataset declares {names}")
-    return label
-
-
-def _undeclared(whole: Shaped[np.ndarray, "y x"], declared: set[int]) -> set[int]:
-    """The values of a plane that are not declared."""
-    low, high = int(whole.min()), int(whole.max())
-    if high - low < len(declared) and declared.issuperset(range(low, high + 1)):
-        return set()  # without sorting the plane
-    return {int(value) for value in np.unique(whole)} - declared
-
-
-def _whole_numbers(values: Shaped[np.ndarray, "y x"], name: str) -> Shaped[np.ndarray, "y x"]:
-    if values.dtype.kind != "f":
-        return values
-    if not np.isfinite(values).all():
-        raise InputError(f"{name}: the label has NaN or infinite voxels")
-    whole: Shaped[np.ndarray, "y x"] = np.rint(values)
-    gap = np.abs(values - whole)
-    if gap.max() > LABEL_TOLERANCE:
-        raise InputError(f"{name}: the label holds {values.flat[gap.argmax()]:g}; whole numbers are needed")
-    return whole

@@ -17,7 +17,7 @@ from jaxtyping import Float64, Shaped
 
 from hssl_dist import dicom
 from hssl_dist.errors import InputError
-from hssl_dist.records import Shape
+from hssl_dist.records import Scaling, Shape
 
 _MIN_EDGE_MM, _MAX_EDGE_MM, _MAX_ORIGIN_MM = 1e-4, 1e4, 1e6
 _MIN_VOLUME_RATIO = 1e-3
@@ -49,6 +49,11 @@ class SourceHeader:
     slope: float
     intercept: float
     affine: Float64[np.ndarray, "4 4"]
+
+    @property
+    def scaling(self) -> Scaling:
+        """What the raw numbers stand for."""
+        return Scaling(self.slope, self.intercept)
 
 
 @dataclass(frozen=True, slots=True)

@@ -117,7 +117,7 @@ def _arm(plan: Plan, name: str, start: str, diary: _Diary, console: Console) -> 
     outcome = evaluate.run(settings, console)
     scores = json.loads(files.read(outcome.summary["json"]))
     pictures = draw_cases(settings, scores)
-    diary.done(f"evaluate {name}", f"mean Dice {scores['dice_mean'] or nan:.3f}", outcome.warnings)
+    diary.done(f"evaluate {name}", f"mean Dice {outcome.summary['dice_mean'] or nan:.3f}", outcome.warnings)
     history = metric_history(plan.tracking, tuned["run_id"])
     return Arm(
         name=name,
@@ -128,7 +128,7 @@ def _arm(plan: Plan, name: str, start: str, diary: _Diary, console: Console) -> 
         validation=history.get("val_dice", []),
         dice={
             label: [nan if case["dice"][label] is None else case["dice"][label] for case in scores["cases"]]
-            for label in scores["dice"]
+            for label in scores["classes"].values()
         },
         pictures=pictures,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hssl_dist.config.finetune import EvaluateConfig
+from hssl_dist.config.evaluate import EvaluateConfig
 from hssl_dist.jobs.hardware import use_hardware
 from hssl_dist.networks.weights import build_from_card, load_model, load_state
 from hssl_dist.report.montage import fullest_slice, montage
@@ -17,13 +17,15 @@ from hssl_dist.tracking import fetch_model
 def draw_cases(config: EvaluateConfig, scores: Mapping[str, Any]) -> bytes:
     """PNG of three rows - image, truth, prediction - of the model that `scores` (`scores.json`) is about."""
     device = use_hardware(config.threads)
-    fetched = fetch_model(config.tracking, config.model)  # its folder goes when it does
+    fetched = fetch_model(config.tracking, scores["lineage"]["model"])  # its folder goes when it does
     card, state = load_model(fetched.folder)
     network = build_from_card(card).to(device)
     load_state(network, state)
     z, y, x = card.extra["patch_size"]
     reader = open_reader(config.store.url)
-    records = {record.id: record for record in read_manifest(config.store.url, scores["dataset"]).cases}
+    records = {
+        record.id: record for record in read_manifest(config.store.url, scores["lineage"]["dataset"]).cases
+    }
     slices, spacing_mm = [], []
     for name, case in chosen_cases(scores["cases"]).items():
         record = records[case["case"]]

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from hssl_dist import files
 from hssl_dist.config.demo import DemoConfig
-from hssl_dist.config.finetune import EvaluateConfig, FinetuneConfig, LabelsConfig, SupervisedConfig
+from hssl_dist.config.evaluate import EvaluateConfig
+from hssl_dist.config.finetune import FinetuneConfig, LabelsConfig, SupervisedConfig
 from hssl_dist.config.network import NetworkConfig
 from hssl_dist.config.parts import CacheConfig, RayConfig, SplitConfig, StoreConfig, TrackingConfig
 from hssl_dist.config.preprocess import DatasetConfig, PreprocessConfig

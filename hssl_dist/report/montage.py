@@ -21,7 +21,7 @@ CONTOURS = ("#ffb000", "#4cc3ff", "#ff5fa2", "#5fe0a5", "#c9a2ff", "#ff8a5c", "#
 
 Slice = tuple["Float[np.ndarray, 'y x']", "UInt8[np.ndarray, 'y x'] | None"]
 
-_TILE_IN = 1.7
+_TILE_IN, _OVERLAY_IN = 1.7, 2.4
 
 
 def contour_colour(value: int) -> str:
@@ -63,6 +63,21 @@ def montage(
     return png(figure, background="black")
 
 
+def overlay(
+    image: Float[np.ndarray, "y x"],
+    label: UInt8[np.ndarray, "y x"],
+    prediction: UInt8[np.ndarray, "y x"],
+    spacing_mm: tuple[float, float],
+) -> bytes:
+    """PNG of one slice with the outlines of its label, solid, and of a prediction, dashed."""
+    figure = Figure(figsize=(_OVERLAY_IN, _OVERLAY_IN), facecolor="black")
+    axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
+    axes.set_axis_off()
+    _draw(axes, image, label, aspect=spacing_mm[0] / spacing_mm[1])
+    _outline(axes, prediction, "dashed")
+    return png(figure, background="black")
+
+
 def _draw(
     axes: Axes, image: Float[np.ndarray, "y x"], label: UInt8[np.ndarray, "y x"] | None, aspect: float
 ) -> None:
@@ -72,7 +87,13 @@ def _draw(
         interpolation="bilinear",
     )  # fmt: skip
     axes.invert_xaxis()
-    for value in np.unique(label) if label is not None else ():
+    if label is not None:
+        _outline(axes, label, "solid")
+
+
+def _outline(axes: Axes, label: UInt8[np.ndarray, "y x"], style: str) -> None:
+    for value in np.unique(label):
         if value:
             inside = np.asarray(label == value, dtype=np.float32)
-            axes.contour(inside, levels=[0.5], colors=[contour_colour(int(value))], linewidths=0.9)
+            colour = contour_colour(int(value))
+            axes.contour(inside, levels=[0.5], colors=[colour], linewidths=0.9, linestyles=style)

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from hssl_dist import files
-from hssl_dist.config.finetune import EvaluateConfig, FinetuneConfig, PromoteConfig
+from hssl_dist.config.evaluate import EvaluateConfig
+from hssl_dist.config.finetune import FinetuneConfig, PromoteConfig
 from hssl_dist.config.parts import TrackingConfig
 from hssl_dist.config.pretrain import ObjectiveConfig
 from hssl_dist.console import Console
@@ -233,27 +234,39 @@ def test_evaluate_scores_the_test_patients_and_no_other(place: Place) -> None:
 
     expected = [case for case in place.manifest.cases if case.patient in card.split["test"]]
     assert [case["case"] for case in report["cases"]] == [case.id for case in expected]
-    assert [(r["case"], r["patient"], r["class"], r["name"]) for r in rows] == [
-        (case.id, case.patient, str(value), name) for case in expected for value, name in CLASSES.items()
+    assert [(r["set"], r["case"], r["patient"], r["class"], r["value"]) for r in rows] == [
+        ("model", case.id, case.patient, name, str(value))
+        for case in expected
+        for value, name in CLASSES.items()
     ]
-    by_row = {(r["case"], r["name"]): float(r["dice"]) if r["dice"] else None for r in rows}
+    by_row = {(r["case"], r["class"]): float(r["dice"]) if r["dice"] else None for r in rows}
     for case in report["cases"]:
         for name, score in case["dice"].items():
             assert by_row[case["case"], name] == (None if score is None else pytest.approx(score, abs=1e-6))
     for name in CLASSES.values():
         known = [case["dice"][name] for case in report["cases"] if case["dice"][name] is not None]
-        assert report["dice"][name] == pytest.approx(sum(known) / len(known))
-    assert outcome.summary["dice_mean"] == report["dice_mean"]
-    assert (report["model"], report["manifest"], report["part"], report["grid"]) == (
+        mean = report["sets"]["model"]["classes"][name]["dice"]["mean"]
+        assert mean["value"] == outcome.summary["dice"][name] == pytest.approx(sum(known) / len(known))
+    overall = report["sets"]["model"]["overall"]["dice"]["mean"]["value"]
+    assert outcome.summary["dice_mean"] == overall
+    origin = report["lineage"]
+    assert (origin["model"], origin["manifest"], origin["part"], report["grid"]) == (
         trained["model"],
         place.manifest.sha256,
         "test",
         "stored",
     )
+    assert origin["model_lineage"]["manifests"] == {"blobs": place.manifest.sha256}
+    page = (place.folder / "evaluation/report.html").read_text()
+    assert page.count('src="data:image/png;base64,') == len(expected)
     assert outcome.warnings == ()
     run = connect(place.tracking).get_run(trained["run_id"])
-    assert run.data.metrics["test_dice"] == pytest.approx(report["dice_mean"])
+    assert run.data.metrics["test_dice"] == pytest.approx(overall)
+    assert {"test_hd95_mm", "test_nsd/bright", "test_volume_error_ml"} <= run.data.metrics.keys()
     assert run.info.status == "FINISHED"
+    logged = place.folder / "mlartifacts" / trained["run_id"] / "artifacts/evaluation/test_blobs"
+    assert sorted(path.name for path in logged.iterdir()) == ["report.html", "scores.csv", "scores.json"]
+    assert (logged / "scores.csv").read_text() == table
 
 
 def test_evaluate_on_validation_patients_repeats_the_validation(place: Place) -> None:

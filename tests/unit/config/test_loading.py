@@ -6,7 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from hssl_dist.config.demo import DemoConfig
-from hssl_dist.config.finetune import EvaluateConfig, FinetuneConfig, PromoteConfig
+from hssl_dist.config.evaluate import EvaluateConfig
+from hssl_dist.config.finetune import FinetuneConfig, PromoteConfig
 from hssl_dist.config.loading import load_config
 from hssl_dist.config.parts import JobConfig
 from hssl_dist.config.preprocess import PreprocessConfig

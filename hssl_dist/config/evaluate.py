@@ -1,0 +1,101 @@
+"""Config of `hssl evaluate`: a model and a store, or folders of label maps, in; scores out."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveInt, model_validator
+
+from hssl_dist import files
+from hssl_dist.config.finetune import ModelUri
+from hssl_dist.config.parts import JobConfig, Part, StoreConfig, TrackingConfig, Url
+from hssl_dist.config.preprocess import PatientPattern
+
+_NAMED = re.compile(r"([^/=]+)=(.+)")
+_OF_FOLDERS = ("labels", "images", "classes", "patient_pattern", "allow_missing")
+"""Keys that say nothing about a model and a store."""
+
+
+def _named_folder(text: str) -> str:
+    """`name=folder` with the folder resolved; the name is the folder's own if none is given."""
+    match = _NAMED.fullmatch(text)
+    folder = files.resolve(match[2] if match else text)
+    return f"{match[1] if match else folder.rsplit('/', 1)[-1]}={folder}"
+
+
+class SurfaceDiceConfig(Part):
+    """Normalised surface Dice: how far a surface may be off and still count as right (docs/evaluate.md)."""
+
+    tolerance_mm: NonNegativeFloat = 1.0
+    """For every class that has none of its own."""
+    class_tolerance_mm: dict[str, NonNegativeFloat] = Field(default={})
+    """By the class's name, e.g. {"liver": 7}."""
+
+
+class IntervalConfig(Part):
+    """Bootstrap intervals over patients."""
+
+    resamples: Annotated[int, Field(ge=100)] = 10_000
+    """Times the patients are drawn."""
+    confidence: Annotated[float, Field(ge=0.5, lt=1.0)] = 0.95
+    """Share of intervals that are to hold the true value."""
+    seed: int = 0
+    """Seed of the draws; the same seed gives the same intervals."""
+
+
+class EvaluateConfig(JobConfig):
+    """Score a fine-tuned model on a dataset's test patients, or predicted label maps beside true ones."""
+
+    model: ModelUri | None = None
+    """`models:/name@alias`, `models:/name/version`, `runs:/id`, or a checkpoint's path."""
+    predictions: tuple[Annotated[str, AfterValidator(_named_folder)], ...] = ()
+    """Instead of a model: folders of predicted label maps, as `folder` or `name=folder`; each further one is
+    compared with the first."""
+    labels: Url | None = None
+    """Folder of the true label maps, of the same names as the predicted ones."""
+    images: Url | None = None
+    """Folder of the images, for pictures; `<case>` or `<case>_0000`."""
+    dataset: str | None = None
+    """With a model: dataset of the store; the one it was fine-tuned on if not given, another is split anew.
+    With folders: the challenge folder, or its dataset.json, that names the classes."""
+    classes: dict[PositiveInt, str] = Field(default={})
+    """Names of the label values, where no `dataset` gives them; the values of the labels otherwise."""
+    patient_pattern: PatientPattern | None = None
+    """Regular expression with one group that finds the patient in a case's name; each case is one without."""
+    allow_missing: bool = False
+    """Score what there is if labels lack a prediction, with a warning; it is an error otherwise."""
+    part: Literal["test", "validation"] = "test"
+    """Patients to score: `test` or `validation` of the split the model was trained with."""
+    store: StoreConfig = StoreConfig()
+    output: Url = Field(default="hssl/evaluation", validate_default=True)
+    """Folder for `scores.csv`, `scores.json` and `report.html`."""
+    tracking: TrackingConfig = TrackingConfig()
+    overlap: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
+    """Overlap of neighbouring windows."""
+    surface_dice: SurfaceDiceConfig = SurfaceDiceConfig()
+    intervals: IntervalConfig = IntervalConfig()
+    max_voxels: PositiveInt = 1 << 30
+    """Largest label map accepted, in voxels of the header."""
+    threads: PositiveInt | None = None
+    """CPU threads; torch's choice if not given."""
+
+    @property
+    def sets(self) -> dict[str, str]:
+        """Folder of each set of predictions, by its name."""
+        return {name: folder for name, _, folder in (text.partition("=") for text in self.predictions)}
+
+    @model_validator(mode="after")
+    def _one_input(self) -> Self:
+        if (self.model is None) == (not self.predictions):
+            raise ValueError("give either `model`, or `predictions` and `labels`")
+        if self.predictions and self.labels is None:
+            raise ValueError("`predictions` need the true `labels` beside them; give their folder")
+        given = [key for key in _OF_FOLDERS if getattr(self, key)]
+        if self.model is not None and given:
+            raise ValueError(f"`{given[0]}` goes with `predictions`; with a model, the store has it")
+        names = Counter(text.partition("=")[0] for text in self.predictions)
+        if twice := [name for name, count in names.items() if count > 1]:
+            raise ValueError(f"two `predictions` are called {twice[0]!r}; name them, as in ours=FOLDER")
+        return self

@@ -1,0 +1,154 @@
+"""A fine-tuned model and a store: what the model predicts for the patients that were set aside.
+
+On the stored grid: the prediction is compared with the label as it was oriented, resampled and cropped by
+preprocessing, not with the source file's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float32, UInt8
+
+from hssl_dist.config.evaluate import EvaluateConfig
+from hssl_dist.config.parts import SplitConfig
+from hssl_dist.errors import CheckpointError, ConfigError, MissingError
+from hssl_dist.jobs.evaluate_inputs import Example
+from hssl_dist.networks.weights import ModelCard, build_from_card, load_model, load_state
+from hssl_dist.records import CaseRecord, Manifest
+from hssl_dist.sampling.splits import labelled_cases, labelled_patients, split_manifest
+from hssl_dist.segmentation import predict
+from hssl_dist.store import open_reader, read_manifest
+from hssl_dist.tracking import fetch_model
+
+SET = "model"
+"""Name of the only set of predictions."""
+
+_CHANGED = (
+    "dataset {!r} has changed since the model was trained; the patients scored are those set aside then"
+)
+
+
+class StoredInputs:
+    """The labelled cases of the model's test or validation patients, predicted when they are asked for.
+
+    Raises MissingError for a model, dataset or patient that is not there, ConfigError for a dataset that
+    does not suit the model, CheckpointError for a model that cannot segment.
+    """
+
+    grid: Literal["stored", "original"] = "stored"
+    sets = (SET,)
+
+    def __init__(self, config: EvaluateConfig, model: str, device: torch.device) -> None:
+        fetched = fetch_model(config.tracking, model)
+        self.card, state = load_model(fetched.folder)
+        self.uri, self.run_id = fetched.uri, fetched.run_id
+        network = build_from_card(self.card)
+        load_state(network, state)
+        self._network, self._device, self._overlap = network.to(device), device, config.overlap
+        self.part = config.part
+        self.manifest = read_manifest(config.store.url, _dataset_of(config, self.card))
+        _check_suits(self.card, self.manifest)
+        self._records = {
+            record.id: record for record in _cases_to_score(config.part, self.card, self.manifest)
+        }
+        self._reader = open_reader(config.store.url)
+        self.classes = self.card.classes
+        self.cases = tuple(self._records)
+
+    @property
+    def title(self) -> str:
+        """The model and what it is scored on."""
+        return f"{self.uri} on the {self.part} patients of {self.manifest.dataset}"
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """A dataset that is no longer the one trained on."""
+        trained_on = self.card.lineage.manifests.get(self.manifest.dataset)
+        changed = trained_on is not None and trained_on != self.manifest.sha256
+        return (_CHANGED.format(self.manifest.dataset),) if changed else ()
+
+    @property
+    def lineage(self) -> dict[str, Any]:
+        """The model, what it was made from, and the manifest it is scored on."""
+        return {
+            "model": self.uri,
+            "run_id": self.run_id,
+            "model_lineage": self.card.lineage.model_dump(mode="json"),
+            "dataset": self.manifest.dataset,
+            "manifest": self.manifest.sha256,
+            "part": self.part,
+            "overlap": self._overlap,
+        }
+
+    def examples(self) -> Iterator[Example]:
+        """All cases, one volume in memory at a time."""
+        return map(self.example, self.cases)
+
+    def example(self, case: str) -> Example:
+        """One case, predicted."""
+        record = self._records[case]
+        label = self._reader.label(record)
+        return Example(case, record.patient, label, {SET: self._predict(record)}, record.geometry.spacing_mm)
+
+    def image(self, case: str) -> Float32[np.ndarray, "z y x"]:
+        """The first channel, as stored."""
+        channel: Float32[np.ndarray, "z y x"] = self._reader.image(self._records[case])[0]
+        return channel
+
+    def _predict(self, record: CaseRecord) -> UInt8[np.ndarray, "z y x"]:
+        z, y, x = self.card.extra["patch_size"]
+        background = [intensity.background for intensity in record.intensities]
+        image = self._reader.image(record)
+        return predict(self._network, image, (z, y, x), self._overlap, self._device, background)
+
+
+def _dataset_of(config: EvaluateConfig, card: ModelCard) -> str:
+    name = config.dataset or card.dataset
+    if name is None:
+        raise ConfigError("the model does not say what dataset it is for; name one with --dataset")
+    return name
+
+
+def _check_suits(card: ModelCard, manifest: Manifest) -> None:
+    header = manifest.header
+    if len(header.channels) != card.in_channels:
+        raise ConfigError(
+            f"dataset {header.dataset!r} has {len(header.channels)} channels, the model takes "
+            f"{card.in_channels}; evaluate it on a dataset like the one it was trained on, {card.dataset!r}"
+        )
+    if header.classes != card.classes:
+        raise ConfigError(
+            f"dataset {header.dataset!r} has the classes {header.classes}, the model {card.classes}; "
+            f"evaluate it on a dataset like the one it was trained on, {card.dataset!r}"
+        )
+
+
+def _cases_to_score(part: str, card: ModelCard, manifest: Manifest) -> Sequence[CaseRecord]:
+    """The cases of the patients the model's card set aside; another dataset is split by the same config."""
+    if card.split is None:
+        raise CheckpointError(
+            "the model's card does not say what patients were set aside; fine-tune it again"
+        )
+    if manifest.dataset == card.dataset:
+        patients = tuple(card.split[part])
+        known = labelled_patients(manifest)
+        if gone := sorted(set(patients) - set(known)):
+            raise MissingError(
+                f"{len(gone)} of the {len(patients)} {part} patients are not in dataset "
+                f"{manifest.dataset!r} with a label any more, {gone[0]!r} first; "
+                "use the store the model was trained on, or fine-tune it again"
+            )
+    else:
+        split = split_manifest(manifest, SplitConfig.model_validate(card.split["config"]))
+        patients = split.test if part == "test" else split.validation
+    cases = labelled_cases(manifest, patients)
+    if not cases:
+        raise ConfigError(
+            f"there is no {part} patient in dataset {manifest.dataset!r}; "
+            f"fine-tune with a larger split.{part}"
+        )
+    return cases
