@@ -67,7 +67,7 @@ FORMATS: dict[str, _Format] = {
 """How each is written, and how it is compared."""
 
 
-def run(config: ExportConfig, console: Console) -> Outcome:
+def run(config: ExportConfig, console: Console) -> Outcome:  # noqa: ARG001  (every job takes one)
     """Write the export and say whether the other tool's network is ours.
 
     Raises MissingError and ConfigError for what the config names and what does not fit together,
@@ -91,7 +91,6 @@ def run(config: ExportConfig, console: Console) -> Outcome:
             files.write(files.join(config.output, name), (folder / name).read_bytes())
     # Last, so that a folder with an account is whole.
     files.write(files.join(config.output, ACCOUNT), _as_text(account))
-    console.say(f"{source.uri}: {source.unet.report.summary}")
     return _outcome(config, account, round(time.monotonic() - start_s, 1))
 
 
@@ -184,7 +183,7 @@ def _account(
     config: ExportConfig, source: _Source, written: Written, verification: Verification, folder: Path
 ) -> dict[str, Any]:
     """Where every parameter of the model went, what was assumed, and how the comparison went."""
-    unet = source.unet
+    unet, state = source.unet, source.unet.state
     inflated = set(unet.report.inflated)
     if set(written.names) != set(unet.report.loaded):
         raise CheckpointError("the account of the exported parameters is not complete; nothing was exported")
@@ -201,7 +200,7 @@ def _account(
         "parameters": {
             name: {
                 "as": list(names),
-                "shape": list(unet.state[name].shape),
+                "shape": list(state[name].shape),
                 **({"spread_over_channels": unet.in_channels} if name in inflated else {}),
             }
             for name, names in sorted(written.names.items())

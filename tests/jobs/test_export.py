@@ -134,6 +134,17 @@ def test_a_one_channel_network_is_spread_over_the_plans_channels(place: Place, t
     ]
 
 
+@pytest.mark.parametrize("target", export.FORMATS)
+def test_the_json_line_stands_alone(
+    place: Place, tmp_path: Path, target: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Other tools print as they please; standard output is for the result."""
+    words = ("--model", str(place.folder / "pretrained"), "--output", str(tmp_path / "out"), "--to", target)
+    assert cli.main(["export", *words, "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["verb"], summary["to"], summary["verified"]) == ("export", target, True)
+
+
 def test_what_is_assumed_is_a_warning(place: Place, tmp_path: Path) -> None:
     outcome = place.export(tmp_path / "out", to="nnunet")
     assert outcome.summary["assumed"] == ["normalization_schemes", "patch_size", "spacing"]

@@ -144,6 +144,16 @@ def test_images_of_another_spacing_are_resampled(bundle: Path) -> None:
     assert np.linalg.norm(np.asarray(item["image"].affine)[:3, :3], axis=0) == pytest.approx(SPACING_MM)
 
 
+def test_each_case_of_one_channel_is_a_file(bundle: Path) -> None:
+    exported(bundle, segmentation_model(recipe=recipe(MR), patch_size=PATCH))
+    write_case(bundle / "images")
+    parser = parsed(bundle)
+    names = [[str(path)] for path in sorted((bundle / "images").iterdir())]
+    assert parser.get_parsed_content("files") == names
+    shapes = [tuple(item["image"].shape) for item in parser.get_parsed_content("dataset")]
+    assert shapes == [(1, 10, 24, 28)] * 2, "the file's first axis runs towards posterior"
+
+
 def workflow_of(folder: Path) -> Any:
     from monai.bundle import ConfigWorkflow
 
