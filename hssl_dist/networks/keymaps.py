@@ -57,18 +57,23 @@ def _nnunet_aliases(name: str) -> Iterator[str]:
             yield f"decoder.{alias}"
 
 
-def to_nnunet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state of a `ResidualUNet` under nnU-Net's names.
+def nnunet_names(name: str) -> tuple[str, ...]:
+    """All names in nnU-Net of one of our parameters, the canonical one first.
 
     Raises CheckpointError for a name it cannot map.
     """
-    renamed = {}
-    for name, tensor in state.items():
-        targets = [new for ours, theirs in NNUNET_NAMES if (new := _translate(name, ours, theirs))]
-        if not targets:
-            raise CheckpointError(f"parameter {name!r} is no part of a segmentation U-Net; leave it out")
-        renamed.update(dict.fromkeys(_nnunet_aliases(targets[0]), tensor))
-    return renamed
+    targets = [new for ours, theirs in NNUNET_NAMES if (new := _translate(name, ours, theirs))]
+    if not targets:
+        raise CheckpointError(f"parameter {name!r} is no part of a segmentation U-Net; leave it out")
+    return tuple(_nnunet_aliases(targets[0]))
+
+
+def to_nnunet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state of a `ResidualUNet` under nnU-Net's names; aliases share their tensor.
+
+    Raises CheckpointError for a name it cannot map.
+    """
+    return {new: tensor for name, tensor in state.items() for new in nnunet_names(name)}
 
 
 def from_nnunet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

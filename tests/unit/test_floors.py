@@ -27,10 +27,12 @@ FLOORS = {
         ),
         1,
     ),
-    **dict.fromkeys(("sampling", "losses"), 2),
+    **dict.fromkeys(("sampling", "losses", "interchange"), 2),
     "training": 3,
     "jobs": 4,
-    **dict.fromkeys(("cli", "preprocess", "pretrain", "finetune", "evaluate", "promote", "demo"), 5),
+    **dict.fromkeys(
+        ("cli", "preprocess", "pretrain", "finetune", "evaluate", "export", "promote", "demo"), 5
+    ),
 }
 
 OWNERS = {
