@@ -17,7 +17,7 @@ from hssl_dist import files
 from hssl_dist.config.network import NetworkConfig
 from hssl_dist.errors import CheckpointError
 from hssl_dist.networks.pretraining import build_segmentation_network
-from hssl_dist.records import Lineage, Record
+from hssl_dist.records import Lineage, Record, Shape
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,7 +35,8 @@ class ModelCard(Record):
     """What is needed to rebuild a model, to use it and to tell where it comes from.
 
     `network` is the dump of its NetworkConfig; `classes` names the label values of a segmentation model;
-    `tasks` and `groups` the hierarchy of a pretrained one.
+    `tasks` and `groups` the hierarchy of a pretrained one. `recipe` (the dump of its dataset's Recipe),
+    `modalities` of its channels and `patch_size` are what preparing an image for a segmentation model takes.
     """
 
     kind: Literal["pretrained", "segmentation"]
@@ -45,6 +46,9 @@ class ModelCard(Record):
     tasks: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
     dataset: str | None = None
+    recipe: dict[str, Any] | None = None
+    modalities: tuple[str, ...] = ()
+    patch_size: Shape | None = None
     split: dict[str, Any] | None = None
     metrics: dict[str, float] = Field(default={})
     lineage: Lineage

@@ -30,7 +30,9 @@ FLOORS = {
     **dict.fromkeys(("sampling", "losses"), 2),
     "training": 3,
     "jobs": 4,
-    **dict.fromkeys(("cli", "preprocess", "pretrain", "finetune", "evaluate", "promote", "demo"), 5),
+    **dict.fromkeys(
+        ("cli", "preprocess", "pretrain", "finetune", "evaluate", "predict", "promote", "demo"), 5
+    ),
 }
 
 OWNERS = {
