@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, PositiveInt, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, model_validator
 
 from hssl_dist import files
 from hssl_dist.config.finetune import ModelUri
@@ -14,10 +14,20 @@ from hssl_dist.config.preprocess import Endpoint
 Axis = Literal["z", "y", "x"]
 
 
+def _unlisted(value: Any) -> Any:
+    """A flag's `true` comes as a list of one, since the flag may be a list."""
+    if isinstance(value, list | tuple) and len(value) == 1 and isinstance(value[0], bool):
+        return value[0]
+    return value
+
+
 def _check_axes(flips: bool | tuple[Axis, ...]) -> bool | tuple[Axis, ...]:
     if isinstance(flips, tuple) and len(set(flips)) != len(flips):
         raise ValueError(f"{flips} names an axis twice; name each once")
     return flips
+
+
+Flips = Annotated[bool | tuple[Axis, ...], BeforeValidator(_unlisted), AfterValidator(_check_axes)]
 
 
 class PredictConfig(JobConfig):
@@ -37,7 +47,7 @@ class PredictConfig(JobConfig):
     """Server of an `s3://` input, https://host[:port]; the environment's if not given."""
     overlap: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
     """Overlap of neighbouring windows."""
-    flips: Annotated[bool | tuple[Axis, ...], AfterValidator(_check_axes)] = False
+    flips: Flips = False
     """Average over mirror images, along all axes or those named: 2^axes times the work."""
     windows_per_batch: PositiveInt | None = None
     """Windows that go through the network at once; 4 on a GPU and 1 on a CPU if not given."""
