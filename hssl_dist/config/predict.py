@@ -37,7 +37,7 @@ class PredictConfig(JobConfig):
     """`models:/name@alias`, `models:/name/version`, `runs:/id`, or a model's folder."""
     input: Url
     """A file, a folder of images or a challenge (its imagesTs), as a path, a URL or a tar archive."""
-    output: Url
+    output: Url = Field(default="hssl/predictions", validate_default=True)
     """Folder or URL for the label maps."""
     layout: Literal["auto", "folder", "nnunet"] = "auto"
     """Whether names that end in four digits are channels of one case (`nnunet`) or cases (`folder`)."""

@@ -19,10 +19,10 @@ from pydantic import ValidationError
 
 from hssl_dist import dicom, files
 from hssl_dist.config.parts import TrackingConfig
-from hssl_dist.errors import InputError, MissingError, NonFiniteError, StorageError
+from hssl_dist.errors import HsslError, InputError, MissingError, NonFiniteError, StorageError
 from hssl_dist.imaging import label_map, load_case, prepare, restore_scores
 from hssl_dist.jobs.hardware import use_hardware
-from hssl_dist.jobs.preprocess_cases import Refused, named
+from hssl_dist.jobs.preprocess_cases import Refused
 from hssl_dist.jobs.segmenter import Segmenter, load_segmenter
 from hssl_dist.records import Case, Record, SourceFile, StoredObject
 from hssl_dist.segmentation import Windows, logit_slabs
@@ -96,17 +96,21 @@ def predict_with(
 ) -> Iterator[PredictionRecord | Refused]:
     """Predict one case after the other; one that cannot be is refused with its reason, the others go on.
 
-    Raises StorageError if the output cannot be written or a source's storage fails.
+    Whatever goes wrong with a case, foreseen or not, is its own. Raises StorageError and AccessError for what
+    concerns all: storage that fails or refuses, an output that cannot be written.
     """
     for assignment in assignments:
         try:
-            with named(assignment.case):
-                data = _predict(segmenter, assignment.case, plan)
+            data = _predict(segmenter, assignment.case, plan)
         except (InputError, NonFiniteError) as error:
             yield Refused(assignment.case.id, str(error))
+        except HsslError:
+            raise
         except (MemoryError, torch.OutOfMemoryError):
             reason = "not enough memory for the volume; lower windows_per_batch, or use a larger machine"
             yield Refused(assignment.case.id, reason)
+        except Exception as error:  # noqa: BLE001  (hours of others' cases may follow, and all of it is told)
+            yield Refused(assignment.case.id, f"{type(error).__name__}: {error}")
         else:
             yield _commit(segmenter, assignment, plan, data)
 

@@ -65,7 +65,7 @@ def survey_cases(
     results: list[CaseSurvey | Refused] = []
     for case in cases:
         try:
-            with named(case):
+            with _named(case):
                 results.append(survey_case(case.id, load_case(case, classes, max_voxels)))
         except InputError as error:
             results.append(Refused(case.id, str(error)))
@@ -79,7 +79,7 @@ def store_cases(
     results: list[CaseRecord | Refused] = []
     for assignment in assignments:
         try:
-            with named(assignment.case):
+            with _named(assignment.case):
                 results.append(_store(assignment, root, recipe, storage, max_voxels))
         except InputError as error:
             results.append(Refused(assignment.case.id, str(error)))
@@ -122,7 +122,7 @@ def describe(assignment: Assignment, volume: Volume, intensities: tuple[Intensit
 
 
 @contextmanager
-def named(case: Case) -> Iterator[None]:
+def _named(case: Case) -> Iterator[None]:
     """Name the case in errors nobody foresaw; the package's own say what they are about."""
     try:
         yield

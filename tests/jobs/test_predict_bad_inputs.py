@@ -7,23 +7,30 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from hssl_dist.config.loading import load_config
+from hssl_dist.config.parts import TrackingConfig
 from hssl_dist.config.predict import PredictConfig
 from hssl_dist.config.pretrain import ObjectiveConfig
 from hssl_dist.console import Console
 from hssl_dist.errors import CheckpointError, ConfigError, HsslError, MissingError, TrackingError
 from hssl_dist.imaging import write_nifti
 from hssl_dist.jobs import predict
+from hssl_dist.jobs.predict_cases import Assignment, Plan, PredictionRecord, predict_with
+from hssl_dist.jobs.preprocess_cases import Refused
+from hssl_dist.jobs.segmenter import load_segmenter
 from hssl_dist.networks.pretraining import build_pretraining_network
 from hssl_dist.networks.weights import ModelCard, load_model, save_model
-from hssl_dist.records import Outcome
+from hssl_dist.records import Case, Outcome
+from hssl_dist.segmentation import Windows
 from tests.tiny_model import LINEAGE, recipe_of, save_tiny_model, write_scan
 from tests.tiny_store import NETWORK
 
@@ -118,6 +125,41 @@ def test_a_network_of_nan_is_told_by_case(scans, tmp_path):
     (failed,) = outcome.summary["failed"]
     assert failed["reason"].startswith("the network's logits are NaN or infinite in slices 0 to ")
     assert list((tmp_path / "out").rglob("*")) == []
+
+
+class Failing(nn.Module):
+    """Fails at its first window, and at no other."""
+
+    def __init__(self, network: nn.Module, error: Exception) -> None:
+        super().__init__()
+        self.network, self.errors = network, [error]
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if self.errors:
+            raise self.errors.pop()
+        logits: torch.Tensor = self.network(images)
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (RuntimeError("nobody\nforesaw it"), "RuntimeError: nobody\nforesaw it"),
+        (MemoryError(), "not enough memory for the volume; lower windows_per_batch, or use a larger machine"),
+    ],
+)
+def test_what_nobody_foresaw_is_the_one_case_s(tmp_path, error, reason):
+    model = save_tiny_model(tmp_path / "model")
+    segmenter = load_segmenter(TrackingConfig(), model, torch.device("cpu"))
+    broken = replace(segmenter, network=Failing(segmenter.network, error))
+    windows = Windows(segmenter.patch_size)
+    plan = Plan(TrackingConfig(), model, segmenter.key, str(tmp_path / "out"), windows, 1 << 20, None)
+    scans = [write_scan(tmp_path / f"{name}.nii.gz") for name in ("a", "b")]
+    cases = [Case("d", Path(scan).name[0], "p", (scan,), None, ("mr",)) for scan in scans]
+    one, other = predict_with(broken, [Assignment(case, (), "0" * 64) for case in cases], plan)
+    assert one == Refused("a", reason)
+    assert isinstance(other, PredictionRecord)
+    assert (tmp_path / "out/b.nii.gz").exists()
 
 
 # --------------------------------------------------------------------------------------------------- inputs

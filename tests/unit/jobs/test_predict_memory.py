@@ -41,10 +41,10 @@ sys.exit(status)
 """
 
 
-def save_network(folder: Path, patch_size: tuple[int, int, int]) -> str:
-    """Three classes, residual blocks at work, CT."""
+def save_network(folder: Path, patch_size: tuple[int, int, int], classes: int = 3) -> str:
+    """Residual blocks at work, CT; the background is one of the classes."""
     torch.manual_seed(0)
-    network = build_segmentation_network(NETWORK, 1, 3)
+    network = build_segmentation_network(NETWORK, 1, classes)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
@@ -52,7 +52,7 @@ def save_network(folder: Path, patch_size: tuple[int, int, int]) -> str:
         kind="segmentation",
         network=NETWORK.model_dump(mode="json"),
         in_channels=1,
-        classes={1: "bright", 2: "dark"},
+        classes={value: f"class {value}" for value in range(1, classes)},
         recipe=recipe_of(("ct",), TARGET_MM).model_dump(mode="json"),
         modalities=("ct",),
         patch_size=patch_size,
@@ -88,20 +88,21 @@ def peak_of(model: str, image: str, output: Path) -> int:
     found, source = nibabel.load(path), nibabel.load(image)
     assert found.shape == source.shape
     np.testing.assert_array_equal(found.affine, source.affine)
-    assert set(np.unique(np.asarray(found.dataobj))) == {0, 1, 2}
+    assert len(np.unique(np.asarray(found.dataobj))) > 2
     return int(peak)
 
 
 def test_memory_grows_by_the_volume_not_by_its_logits(tmp_path):
-    model = save_network(tmp_path / "model", (16, 64, 64))
+    classes = 30
+    model = save_network(tmp_path / "model", (16, 64, 64), classes)
     peaks, voxels = [], []
-    for depth in (40, 200):
+    for depth in (40, 120):
         shape = (depth, 192, 192)
         case = generated_case(tmp_path / "scans", f"d{depth}", shape, SPACING_MM)
         peaks.append(peak_of(model, case.images[0], tmp_path / f"out{depth}"))
         voxels.append(math.prod(shape))
-    logits = 4 * 3 * (voxels[1] - voxels[0])
-    assert peaks[1] - peaks[0] < logits
+    logits_bytes = 4 * classes * (voxels[1] - voxels[0])
+    assert peaks[1] - peaks[0] < logits_bytes / 4
 
 
 @pytest.mark.slow
