@@ -25,6 +25,7 @@ VERBS = {
     "pretrain": "pretrain a network on a store, without labels, and register it",
     "finetune": "fine-tune a registered network on a dataset's labels",
     "evaluate": "score a fine-tuned network on the test patients, or folders of label maps",
+    "predict": "write label maps of images with a fine-tuned network",
     "export": "take a model to nnU-Net, MONAI or plain safetensors",
     "promote": "move an alias of the model registry",
     "demo": "run the whole pipe on phantoms and write a report",

@@ -220,7 +220,7 @@ ROWS: dict[str, Row] = {
     "4D where 3D is due": Row(
         "folder",
         image(lambda voxels: np.stack([voxels, voxels], 3)),
-        Quarantined("the image has 2 channels (4th dimension); the dataset has 1"),
+        Quarantined("the image has 2 channels (4th dimension); expected 1"),
     ),
     "vectors": Row(
         "folder",

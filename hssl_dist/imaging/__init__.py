@@ -5,13 +5,15 @@ volume = load_case(case, classes, max_voxels)      # read, check, orient
 survey = survey_case(case.id, volume)              # ... of every case, then
 recipe = resolve_recipe(dataset, classes, modalities, surveys, storage)
 stored, intensities = prepare(volume, recipe)      # crop, normalise, resample
-prediction_xyz = restore(label, stored.geometry)   # back on the source's grid
+prediction_xyz = restore_scores(slabs, stored.geometry)   # back on the source's grid; `restore` for labels
 """
 
+from hssl_dist.imaging.label_maps import label_map
 from hssl_dist.imaging.loading import load_case
 from hssl_dist.imaging.nifti import write_nifti
-from hssl_dist.imaging.preparing import prepare, restore
+from hssl_dist.imaging.preparing import prepare
 from hssl_dist.imaging.recipe import CaseSurvey, ChannelRecipe, ChannelSurvey, Recipe, resolve_recipe
+from hssl_dist.imaging.restoring import restore, restore_scores
 from hssl_dist.imaging.survey import foreground_samples, survey_case
 
 __all__ = [
@@ -20,10 +22,12 @@ __all__ = [
     "ChannelSurvey",
     "Recipe",
     "foreground_samples",
+    "label_map",
     "load_case",
     "prepare",
     "resolve_recipe",
     "restore",
+    "restore_scores",
     "survey_case",
     "write_nifti",
 ]

@@ -61,7 +61,7 @@ def _check_channels(case: Case, header: SourceHeader, max_voxels: int) -> None:
     expected = channels if len(case.images) == 1 else 1
     if header.channels != expected:
         raise InputError(
-            f"{case.id}: the image has {header.channels} channels (4th dimension); the dataset has {expected}"
+            f"{case.id}: the image has {header.channels} channels (4th dimension); expected {expected}"
         )
     if channels * math.prod(header.shape) > max_voxels:
         raise InputError(f"{case.id}: {channels} channels of {header.shape} exceed max_voxels {max_voxels}")

@@ -60,6 +60,17 @@ def read_nifti(url: str, max_voxels: int) -> SourceImage:
         return _read(stream, name, max_voxels)
 
 
+def read_fields(url: str) -> Any:
+    """nibabel's header object of a `.nii` or `.nii.gz`, unchecked, as it stands in the file.
+
+    Nothing but the fields of geometry may be taken from it. Raises InputError with the file's name.
+    """
+    name = posixpath.basename(url)
+    with reading(name), files.open_read(url) as stream:
+        head = stream.read(_HEAD_BYTES)
+    return _header_fields(_start_of_gzip(head, name) if head.startswith(_GZIP_MAGIC) else head, name)
+
+
 def write_nifti(path: Path, array_xyz: Shaped[np.ndarray, "x y z *channel"], affine: Any) -> None:
     """Write an array as `.nii` or, by the name's ending, `.nii.gz`; equal input gives equal bytes."""
     image = nibabel.Nifti1Image(array_xyz, np.asarray(affine, dtype=np.float64))

@@ -1,4 +1,4 @@
-"""From a loaded volume to the stored one - crop, normalise, resample - and, for labels, all the way back."""
+"""From a loaded volume to the stored one: crop, normalise, resample."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Float64, Shaped, UInt8
+from jaxtyping import Float32, Float64, Shaped
 
 from hssl_dist.errors import InputError
-from hssl_dist.imaging.orientation import from_ras
 from hssl_dist.imaging.recipe import ChannelRecipe, Recipe
 from hssl_dist.imaging.resampling import Kernel, resample_image, resample_label, resampled_grid
 from hssl_dist.imaging.tissue import Tissue, find_tissue, foreground_box
-from hssl_dist.records import Geometry, Intensity, Scaling, Shape, Triple, Volume
+from hssl_dist.records import Intensity, Scaling, Shape, Triple, Volume
 
 MAX_GROWTH = 64
 """Resampling may multiply a volume's voxels by this; more means that a header's spacing is wrong."""
@@ -79,18 +78,6 @@ def prepare(
         update={"crop_start": start, "crop_stop": stop, "shape": shape, "spacing_mm": spacing_mm}
     )
     return Volume(image, label, spacing_mm, volume.modalities, geometry, scaling), intensities
-
-
-def restore(label: UInt8[np.ndarray, "z y x"], geometry: Geometry) -> UInt8[np.ndarray, "i j k"]:
-    """A label of the stored grid on the source file's grid, shape and axes exactly; 0 outside the crop."""
-    if label.shape != geometry.shape:
-        raise ValueError(f"label has shape {label.shape}; the stored volume has {geometry.shape}")
-    box = tuple(slice(a, b) for a, b in zip(geometry.crop_start, geometry.crop_stop, strict=True))
-    oriented = np.zeros(geometry.oriented_shape, dtype=np.uint8)
-    oriented[box] = resample_label(
-        label, geometry.spacing_mm, oriented[box].shape, geometry.oriented_spacing_mm
-    )
-    return np.ascontiguousarray(from_ras(oriented, np.asarray(geometry.original_affine)))
 
 
 def _check_growth(size: Shape, shape: Shape, spacing_mm: Triple, target_mm: Triple) -> None:

@@ -48,10 +48,16 @@ def batched(sized: Sequence[tuple[Item, int]]) -> list[Batch[Item]]:
 
 
 class Workers:
-    """Ray's workers; Ray is started or joined when the first batch is run, and left when `stack` closes."""
+    """Ray's workers; Ray is started or joined when the first batch is run, and left when `stack` closes.
 
-    def __init__(self, config: RayConfig, console: Console, stack: ExitStack) -> None:
+    A task takes `cpus` CPUs and, with `gpu`, a GPU where the cluster has any.
+    """
+
+    def __init__(
+        self, config: RayConfig, console: Console, stack: ExitStack, *, cpus: int = 1, gpu: bool = False
+    ) -> None:
         self._config, self._console, self._stack = config, console, stack
+        self._cpus, self._gpu = cpus, gpu
         self._connected = False
 
     def run(
@@ -59,19 +65,23 @@ class Workers:
     ) -> Iterator[Result]:
         """Results of `function(items, *arguments)` over all batches, in the order in which they come.
 
-        Tasks take one CPU and their batch's memory, so Ray never runs more at once than the nodes can hold;
-        only a few wait. Errors of the package raised in a worker are raised here as they are.
+        Tasks also take their batch's memory, so Ray never runs more at once than the nodes can hold; only a
+        few wait. Errors of the package raised in a worker are raised here as they are.
         """
         if not batches:
             return
         if not self._connected:
             self._stack.enter_context(cluster.connect(self._config, self._console))
             self._connected = True
-        yield from _run(function, batches, arguments)
+        yield from _run(function, batches, arguments, self._cpus, self._gpu)
 
 
 def _run(
-    function: Callable[..., Sequence[Result]], batches: Sequence[Batch[Any]], arguments: tuple[object, ...]
+    function: Callable[..., Sequence[Result]],
+    batches: Sequence[Batch[Any]],
+    arguments: tuple[object, ...],
+    cpus: int,
+    gpu: bool,
 ) -> Iterator[Result]:
     import ray
 
@@ -79,6 +89,8 @@ def _run(
     nodes: list[dict[str, Any]] = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     limit = _BATCHES_PER_CPU * max(1, int(sum(node.get("CPU", 0) for node in nodes)))
     most_bytes = int(max(node.get("memory", 0) for node in nodes))
+    cpus = min(cpus, max(1, int(max(node.get("CPU", 0) for node in nodes))))
+    gpus = min(1.0, max(node.get("GPU", 0.0) for node in nodes)) if gpu else 0.0
     waiting = list(reversed(batches))
     pending: set[Any] = set()
     try:
@@ -86,8 +98,10 @@ def _run(
             while waiting and len(pending) < limit:
                 batch = waiting.pop()
                 # A case that no node has the memory for runs alone on the largest.
-                options = {"num_cpus": 1, "memory": min(batch.memory_bytes, most_bytes)}
-                pending.add(remote.options(**options).remote(batch.items, *arguments))
+                task = remote.options(
+                    num_cpus=cpus, num_gpus=gpus, memory=min(batch.memory_bytes, most_bytes)
+                )
+                pending.add(task.remote(batch.items, *arguments))
             ready, _ = ray.wait(list(pending), num_returns=1)
             for reference in ready:
                 pending.remove(reference)

@@ -54,6 +54,7 @@ def test_the_readmes_commands_run_as_written(tmp_path: Path) -> None:
         "pretrain",
         "finetune",
         "evaluate",
+        "predict",
         "promote",
     }
     assert (tmp_path / "output" / "scores.csv").is_file()

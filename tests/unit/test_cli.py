@@ -48,8 +48,8 @@ def test_overview_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
 def test_unknown_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["pretrian"]) == 2
     assert capsys.readouterr().err == (
-        "hssl: unknown verb 'pretrian'; known are "
-        "preprocess, pretrain, finetune, evaluate, export, promote, demo\n"
+        "hssl: unknown verb 'pretrian'; known are preprocess, pretrain, finetune, evaluate, predict, export, "
+        "promote, demo\n"
     )
 
 

@@ -141,7 +141,7 @@ IMAGE_FAULTS = {
     "constant": (np.full((3, 4, 5), 7, np.int16), "i.nii: the image is constant: every voxel is 7"),
     "4D": (
         np.zeros((3, 4, 5, 2), np.int16),
-        "case-1: the image has 2 channels (4th dimension); the dataset has 1",
+        "case-1: the image has 2 channels (4th dimension); expected 1",
     ),
 }
 
@@ -155,7 +155,7 @@ def test_refuses_an_image(write, case_of, fault):
 
 def test_refuses_channels_that_do_not_fit(write, case_of):
     pair = ("mr", "mr")
-    with pytest.raises(InputError, match=re.escape("1 channels (4th dimension); the dataset has 2")):
+    with pytest.raises(InputError, match=re.escape("1 channels (4th dimension); expected 2")):
         load_case(case_of(write("0.nii", IMAGE), modalities=pair), CLASSES, LIMIT)
     with pytest.raises(InputError, match=re.escape("1.nii: shape (2, 4, 5) differs from (3, 4, 5) of 0.nii")):
         load_case(case_of(write("0.nii", IMAGE), write("1.nii", IMAGE[1:]), modalities=pair), CLASSES, LIMIT)

@@ -1,0 +1,112 @@
+"""From the stored grid back to the source file's: labels, and the scores a network gives each class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import cast
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from hssl_dist.imaging.orientation import from_ras
+from hssl_dist.imaging.resampling import SLAB_VOXELS, Kernel, resample_image, resample_label
+from hssl_dist.records import Geometry, Shape
+
+Slab = Float32[np.ndarray, "class planes y x"]
+
+SCORE_KERNELS: tuple[Kernel, Kernel, Kernel] = ("share", "share", "share")
+"""Linear, and never widened: chosen by what it gives (docs/decisions.md)."""
+
+
+def restore(label: UInt8[np.ndarray, "z y x"], geometry: Geometry) -> UInt8[np.ndarray, "i j k"]:
+    """A label of the stored grid on the source file's grid, shape and axes exactly; 0 outside the crop."""
+    if label.shape != geometry.shape:
+        raise ValueError(f"label has shape {label.shape}; the stored volume has {geometry.shape}")
+    return _on_source_grid(
+        lambda shape: [
+            resample_label(label, geometry.spacing_mm, shape, geometry.oriented_spacing_mm),
+        ],
+        geometry,
+    )
+
+
+def restore_scores(
+    slabs: Iterable[Slab], geometry: Geometry, kernels: tuple[Kernel, Kernel, Kernel] = SCORE_KERNELS
+) -> UInt8[np.ndarray, "i j k"]:
+    """The class with the highest score at each voxel of the source file's grid; 0 outside the crop.
+
+    `slabs` are the scores (logits, say) of the stored grid, slice by slice in order; what of them is not
+    needed is not asked for. Scores are interpolated and then compared, so that borders between classes run
+    between voxels of the stored grid. Memory: the label, and a slab of a few slices.
+    """
+    return _on_source_grid(lambda shape: _winners(slabs, geometry, shape, kernels), geometry)
+
+
+def _on_source_grid(
+    fill: Callable[[Shape], Iterable[UInt8[np.ndarray, "planes y x"]]], geometry: Geometry
+) -> UInt8[np.ndarray, "i j k"]:
+    """Slabs of the crop's grid, whose shape `fill` is told, put in their place and turned like the file."""
+    box = tuple(slice(a, b) for a, b in zip(geometry.crop_start, geometry.crop_stop, strict=True))
+    oriented = np.zeros(geometry.oriented_shape, dtype=np.uint8)
+    crop = oriented[box]
+    z = 0
+    for slab in fill(cast("Shape", crop.shape)):
+        crop[z : z + len(slab)] = slab
+        z += len(slab)
+    return np.ascontiguousarray(from_ras(oriented, np.asarray(geometry.original_affine)))
+
+
+def _winners(
+    slabs: Iterable[Slab], geometry: Geometry, shape: Shape, kernels: tuple[Kernel, Kernel, Kernel]
+) -> Iterator[UInt8[np.ndarray, "planes y x"]]:
+    planes = _Planes(slabs)
+    each = [
+        resample_image(
+            partial(planes, value),
+            geometry.shape,
+            geometry.spacing_mm,
+            shape,
+            geometry.oriented_spacing_mm,
+            kernels,
+            SLAB_VOXELS // planes.classes,
+        )
+        for value in range(planes.classes)
+    ]
+    for scores in zip(*each, strict=True):
+        yield _highest(scores)
+
+
+def _highest(scores: Sequence[Float32[np.ndarray, "planes y x"]]) -> UInt8[np.ndarray, "planes y x"]:
+    """The class of the highest score, the first of equals."""
+    best = scores[0].copy()
+    winner = np.zeros(best.shape, dtype=np.uint8)
+    for value, score in enumerate(scores[1:], start=1):
+        np.copyto(winner, value, where=score > best)
+        np.maximum(best, score, out=best)
+    return winner
+
+
+class _Planes:
+    """Slices of scores by class, for readers that each go through all slices, the classes in turn."""
+
+    def __init__(self, slabs: Iterable[Slab]) -> None:
+        self._slabs = iter(slabs)
+        self._held: dict[int, Float32[np.ndarray, "class y x"]] = {}
+        self._known = 0
+        self._load()
+        self.classes = len(self._held[0])
+
+    def __call__(self, value: int, z: int) -> Float32[np.ndarray, "y x"]:
+        """A slice of a class; the last class to ask for it lets it go."""
+        while z >= self._known:
+            self._load()
+        last = value == self.classes - 1
+        scores = self._held.pop(z) if last else self._held[z]
+        plane: Float32[np.ndarray, "y x"] = scores[value]
+        return plane
+
+    def _load(self) -> None:
+        for scores in np.moveaxis(next(self._slabs), 1, 0):
+            self._held[self._known] = scores
+            self._known += 1
