@@ -28,7 +28,8 @@ def augment_labelled(
     geometry; each has its own change of intensity.
     """
     size: Shape = (image.shape[2], image.shape[3], image.shape[4])
-    maps = draw_maps(uniforms(seeds, "labelled/map", DRAWS), config, size, size, config.probability)
+    draws = uniforms(seeds, "labelled/map", DRAWS)
+    maps = draw_maps(draws, config, size, size, config.probability, config.flip_axes)
     image = resample(image, maps, size)
     turned = resample(label[:, None].to(image.dtype), maps, size, mode="nearest")[:, 0]
     channels = [

@@ -58,6 +58,8 @@ class AugmentationConfig(ViewConfig):
     """Probability of rotation, scaling, contrast, brightness, gamma and noise, each."""
     rotation_rad: NonNegativeFloat = 0.5
     """Largest rotation about the z axis; a quarter of it about the others."""
+    flip_axes: tuple[bool, bool, bool] = (True, True, True)
+    """Axes z y x that may be flipped, each with probability `flip`."""
     scale: NonNegativeFloat = 0.35
     """Largest relative change of size."""
     noise: NonNegativeFloat = 0.3

@@ -54,8 +54,8 @@ class ViewConfig(Part):
     """Largest rotation about the z axis; a quarter of it about the others."""
     scale: NonNegativeFloat = 0.2
     """Largest relative change of size."""
-    flip: Fraction | tuple[Fraction, Fraction, Fraction] = 0.5
-    """Probability of a flip for each axis: one for all, or three, z y x."""
+    flip: Fraction = 0.5
+    """Probability of a flip, for each axis."""
     noise: NonNegativeFloat = 0.15
     """Largest standard deviation of added noise."""
     blur: Fraction = 0.2

@@ -48,6 +48,7 @@ from hssl_dist.store import open_reader, read_manifest
 from hssl_dist.tracking import Run, Version, start_run
 from hssl_dist.training.checkpoint import CheckpointStore
 from hssl_dist.training.supervised import Saving, SupervisedResult, run_supervised
+from hssl_dist.training.trajectory import check_same
 from hssl_dist.training.validation import score_cases
 
 _WHERE_NOT_WHAT = {
@@ -105,6 +106,7 @@ def _run_here(config: FinetuneConfig, console: Console, should_stop: Callable[[]
     done = read_done(place, config.name, course)
     if done is not None:
         return replace(done, warnings=_warnings(done.summary))
+    saving = _saving(config, place, course, should_stop)
     origin = lineage(content_hash(course), [manifest], start.parent_run, start.parent_model)
     params = config.model_dump(mode="json", exclude=_WHERE_NOT_WHAT)
     tags = {"hssl.job": "finetune", "hssl.dataset": config.dataset}
@@ -114,7 +116,6 @@ def _run_here(config: FinetuneConfig, console: Console, should_stop: Callable[[]
         tracked.log_json("patients.json", patients.as_json(config))
         if start.report is not None:
             tracked.log_json("transfer.json", {**asdict(start.report), "parts": start.report.parts})
-        saving = _saving(config, place, course, should_stop)
         result = _train(config, manifest, patients, start, device, tracked, console, saving)
         _log_result(tracked, result)
         card = _card(config, manifest, patients, start, result, origin, tracked.id)
@@ -143,8 +144,11 @@ def _trajectory(
 def _saving(
     config: FinetuneConfig, place: str, course: dict[str, Any], should_stop: Callable[[], bool]
 ) -> Saving:
+    """How the run is saved. Raises ConfigError if what is saved there is of another one."""
     store = CheckpointStore(files.join(place, "checkpoints"))
-    settings = config.checkpoint
+    latest, settings = store.latest(), config.checkpoint
+    if latest is not None:
+        check_same(config.name, store.load_state(latest)["trajectory"], course)
     return Saving(config.name, course, store, settings.every_steps, settings.keep_last, should_stop)
 
 

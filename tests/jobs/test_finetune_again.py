@@ -116,6 +116,11 @@ def test_a_stopped_run_goes_on_in_the_same_tracked_run_to_the_same_weights(place
     assert run.info.status == "KILLED"
     assert CheckpointStore(str(place.folder / "runs/stopped/checkpoints")).steps() == [3]
 
+    with pytest.raises(
+        ConfigError, match=r"run 'stopped' was started with training\.steps = 6, it is now 7; give"
+    ):
+        place.finetune("stopped", register_as="stopped", training={**training, "steps": 7})
+    assert len(client.search_runs(["1"], "tags.`hssl.run` = 'stopped'")) == 1
     told = io.StringIO()
     summary = finetune.run(config, Console(told)).summary
     assert "going on from the checkpoint of step 3" in told.getvalue()

@@ -93,7 +93,9 @@ def test_without_probabilities_nothing_is_changed():
 
 
 def test_flips_are_chosen_for_each_axis():
-    only_x = AugmentationConfig(probability=0, flip=(0, 0, 1), blur=0, low_resolution=0)
+    only_x = AugmentationConfig(
+        probability=0, flip=1, flip_axes=(False, False, True), blur=0, low_resolution=0
+    )
     label = torch.arange(8 * 24 * 24).view(1, *SIZE)
 
     _, turned = augment_labelled(smooth(1), label, seeds_of(1), only_x)
