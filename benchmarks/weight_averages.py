@@ -42,10 +42,14 @@ class Averages:
     network: nn.Module
     averages: Mapping[float, WeightAverage]
     scores: list[dict[str, float]] = field(default_factory=list)
+    step: int = 0
 
     def on_step(self, step: int) -> None:
-        for average in self.averages.values():
-            average.update(self.network, step)
+        """Take in the weights of a step once: a validation comes before its step is told as done."""
+        if step > self.step:
+            for average in self.averages.values():
+                average.update(self.network, step)
+        self.step = step
 
     def on_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Nothing of it is kept."""
@@ -69,6 +73,7 @@ def measure(config: FinetuneConfig, fraction: float, seed: int, decays: Sequence
         return dice_means(scores for _, scores in scored)
 
     def validate(trained: nn.Module) -> DiceMeans:
+        observer.on_step(observer.step + 1)
         means = dice(trained)
         averaged = {str(decay): dice(a.network).overall for decay, a in observer.averages.items()}
         observer.scores.append({"0": means.overall, **averaged})
