@@ -38,14 +38,18 @@ def draw_maps(
     source: Shape,
     target: Shape,
     probability: float = 1.0,
+    flip_axes: tuple[bool, bool, bool] = (True, True, True),
 ) -> Maps:
     """A random flip, rotation, scaling and shift for each row of `draws` (numbers in [0, 1)).
 
-    Rotation and scaling each happen with `probability`. The shift keeps the turned target inside the source
-    where that is possible, but always uses at least half of the source's margin.
+    Rotation and scaling each happen with `probability`; only `flip_axes` (z y x) are flipped. The shift keeps
+    the turned target inside the source where that is possible, but always uses at least half of the source's
+    margin.
     """
     signed = 2.0 * draws - 1.0
-    linear = np.where(draws[:, 0:3] < config.flip, -1.0, 1.0)[:, None, :] * np.eye(3)
+    linear = np.where(draws[:, 0:3] < np.where(flip_axes, config.flip, 0.0), -1.0, 1.0)[:, None, :] * np.eye(
+        3
+    )
     turned = np.where(draws[:, 10] < probability, config.rotation_rad, 0.0)[:, None]
     linear = _rotations(signed[:, 3:6] * turned * (1.0, _TILT, _TILT), anisotropy(target)) @ linear
     scaled = np.where(draws[:, 11] < probability, np.log1p(config.scale), 0.0)

@@ -11,28 +11,16 @@ from torch import Tensor
 from hssl_dist.augment.affine import DRAWS, draw_maps, resample
 from hssl_dist.augment.intensity import adjust_intensity
 from hssl_dist.augment.seeds import uniforms
-from hssl_dist.config.pretrain import ViewConfig
+from hssl_dist.config.finetune import AugmentationConfig
 from hssl_dist.records import Shape
-
-RANGES = ViewConfig(
-    rotation_rad=0.5,
-    scale=0.35,
-    flip=0.5,
-    noise=0.3,
-    blur=0.15,
-    low_resolution=0.2,
-    contrast=0.3,
-    brightness=0.3,
-    gamma=0.4,
-)
-"""How far a patch may be changed."""
-
-_PROBABILITY = 0.4  # of rotation, scaling, contrast, brightness, gamma and noise, each
 
 
 @torch.no_grad()
 def augment_labelled(
-    image: Float[Tensor, "batch channel z y x"], label: Integer[Tensor, "batch z y x"], seeds: Sequence[int]
+    image: Float[Tensor, "batch channel z y x"],
+    label: Integer[Tensor, "batch z y x"],
+    seeds: Sequence[int],
+    config: AugmentationConfig,
 ) -> tuple[Float[Tensor, "batch channel z y x"], Integer[Tensor, "batch z y x"]]:
     """New patches of the same size, each from its own seed alone; labels keep their values and their type.
 
@@ -40,11 +28,12 @@ def augment_labelled(
     geometry; each has its own change of intensity.
     """
     size: Shape = (image.shape[2], image.shape[3], image.shape[4])
-    maps = draw_maps(uniforms(seeds, "labelled/map", DRAWS), RANGES, size, size, _PROBABILITY)
+    draws = uniforms(seeds, "labelled/map", DRAWS)
+    maps = draw_maps(draws, config, size, size, config.probability, config.flip_axes)
     image = resample(image, maps, size)
     turned = resample(label[:, None].to(image.dtype), maps, size, mode="nearest")[:, 0]
     channels = [
-        adjust_intensity(image[:, c], seeds, f"labelled/intensity/{c}", RANGES, _PROBABILITY)
+        adjust_intensity(image[:, c], seeds, f"labelled/intensity/{c}", config, config.probability)
         for c in range(image.shape[1])
     ]
     return torch.stack(channels, dim=1), turned.to(label.dtype)

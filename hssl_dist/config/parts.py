@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    model_validator,
+)
 
 from hssl_dist import files
 from hssl_dist.records import content_hash
@@ -84,7 +92,7 @@ class RayConfig(Part):
 
 
 class SplitConfig(Part):
-    """Patients set aside; the same seed gives the same patients whatever the label fraction."""
+    """Patients set aside, by shares, by folds or by a file; the same whatever the label fraction."""
 
     test: Fraction = 0.2
     """Share of the labelled patients kept for testing."""
@@ -92,6 +100,27 @@ class SplitConfig(Part):
     """Share of the labelled patients kept for validation."""
     seed: int = 0
     """Seed of the assignment."""
+    folds: Annotated[int, Field(ge=2)] | None = None
+    """Parts for cross-validation; without it, shares alone divide the patients."""
+    fold: NonNegativeInt = 0
+    """Fold to set aside, from 0; only with `folds`."""
+    fold_part: Literal["test", "validation"] = "test"
+    """`test`: all patients are folded, `split.test` is not used; `validation`: the patients that `split.test`
+    leaves are folded, `split.validation` is not used."""
+    file: Url | None = None
+    """JSON with the patients of `train`, `validation` and `test`; nothing else of `split` is used then."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.folds is None and self.fold:
+            raise ValueError(f"fold is {self.fold}, but folds is not given; say how many there are")
+        if self.folds is not None and self.fold >= self.folds:
+            raise ValueError(
+                f"fold {self.fold} of {self.folds} does not exist; choose one from 0 to {self.folds - 1}"
+            )
+        if self.folds is not None and self.file is not None:
+            raise ValueError("folds and file both divide the patients; leave one of them out")
+        return self
 
 
 Runner = Literal["ray", "inline"]

@@ -25,10 +25,10 @@ from hssl_dist.jobs.demo_pictures import draw_cases
 from hssl_dist.jobs.demo_plan import DATASET, PATIENTS, SPLIT, Plan
 from hssl_dist.jobs.lineage import code_version
 from hssl_dist.jobs.preprocess_report import report_url
-from hssl_dist.records import Manifest, Outcome
+from hssl_dist.records import Manifest, Outcome, content_hash
 from hssl_dist.report import Arm, DatasetRow, DemoData, Stage, demo_report
 from hssl_dist.sampling.splits import label_subset, labelled_cases, split_manifest
-from hssl_dist.store import read_manifests
+from hssl_dist.store import read_manifest, read_manifests
 from hssl_dist.synthetic import write_phantoms
 from hssl_dist.tracking.history import metric_history
 from hssl_dist.training.trajectory import trajectory_hash
@@ -58,7 +58,7 @@ class _Diary:
 def run(config: DemoConfig, console: Console) -> Outcome:
     """Run everything below `config.output` and write `report.html` there.
 
-    Running again stores only what changed, resumes pretraining or takes it as done, and fine-tunes anew.
+    Running again stores only what changed, and resumes pretraining and fine-tuning or takes them as done.
     Raises ConfigError for an output that is no local folder, Interrupted if pretraining was asked to stop,
     and the errors of the jobs.
     """
@@ -107,9 +107,11 @@ def _pretrain(
 
 
 def _arm(plan: Plan, name: str, start: str, diary: _Diary, console: Console) -> Arm:
-    """Fine-tune, evaluate and draw one model."""
+    """Fine-tune, evaluate and draw one model; the run's name holds what defines it, as in `_pretrain`."""
     short = name.rpartition(" ")[2]
-    outcome = finetune.run(plan.finetune(f"demo-{short}", start), console)
+    tuning = plan.finetune(f"demo-{short}", start)
+    made_from = content_hash([tuning.hash(), read_manifest(plan.store.url, DATASET).sha256])
+    outcome = finetune.run(plan.finetune(f"demo-{short}-{made_from[:8]}", start), console)
     tuned = outcome.summary
     result = f"{len(tuned['patients'])} labelled patients, {tuned['model']}"
     diary.done(f"fine-tune {name}", result, outcome.warnings)

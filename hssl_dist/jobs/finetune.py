@@ -2,6 +2,11 @@
 
 manifest -> patients of the split and of the label fraction -> network, with the weights of the model
          -> training, the best of its validations -> folder of the run -> registry
+
+<runs>/<name>/
+  checkpoints/      the state of an unfinished run, see `training.checkpoint`
+  model/            the best weights: model.safetensors, model.json
+  done.json         what a finished run registered, and under which trajectory
 """
 
 from __future__ import annotations
@@ -9,7 +14,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -19,24 +24,36 @@ from hssl_dist import files
 from hssl_dist.config.finetune import FinetuneConfig
 from hssl_dist.console import Console
 from hssl_dist.errors import ConfigError, HsslError
+from hssl_dist.jobs.finished import read_done, write_done
 from hssl_dist.jobs.hardware import use_hardware
 from hssl_dist.jobs.lineage import lineage
 from hssl_dist.jobs.publish import publish
 from hssl_dist.jobs.starting import Start, starting_point
+from hssl_dist.jobs.stopping import stop_requests
 from hssl_dist.networks.weights import ModelCard
-from hssl_dist.records import CaseRecord, Lineage, Manifest, Outcome
+from hssl_dist.records import CaseRecord, Lineage, Manifest, Outcome, content_hash
 from hssl_dist.report.curves import line_chart
 from hssl_dist.report.figures import png
-from hssl_dist.sampling.splits import Split, label_subset, labelled_cases, split_manifest
+from hssl_dist.sampling.splits import (
+    Split,
+    label_order,
+    label_subset,
+    labelled_cases,
+    nested_sizes,
+    split_manifest,
+)
 from hssl_dist.sampling.supervised import SupervisedLoader
 from hssl_dist.segmentation import DiceMeans, dice_means
 from hssl_dist.store import open_reader, read_manifest
 from hssl_dist.tracking import Run, Version, start_run
-from hssl_dist.training.supervised import SupervisedResult, run_supervised
+from hssl_dist.training.checkpoint import CheckpointStore
+from hssl_dist.training.supervised import Saving, SupervisedResult, run_supervised
+from hssl_dist.training.trajectory import check_same
 from hssl_dist.training.validation import score_cases
 
-VALIDATION_OVERLAP = 0.5
-_WHERE_NOT_WHAT = {"store", "cache", "runs", "tracking", "register_as", "runner", "ray", "threads"}
+_WHERE_NOT_WHAT = {
+    "store", "cache", "runs", "tracking", "register_as", "alias", "runner", "ray", "threads",
+}  # fmt: skip
 """Keys that say where the job runs, not what it computes: not hashed into the lineage, not logged."""
 
 _NOT_VALIDATED = "no validation patient shows a class: the last weights were kept; raise split.validation"
@@ -45,10 +62,16 @@ _NOT_VALIDATED = "no validation patient shows a class: the last weights were kep
 def run(config: FinetuneConfig, console: Console) -> Outcome:
     """Train, register the weights that validated best with their lineage, and say how they validated.
 
-    Raises MissingError and ConfigError for what the config names and what does not fit together,
-    CheckpointError for a model that does not fit, NonFiniteError, TrackingError.
+    The same name again goes on from the newest checkpoint, or gives the result of the run if it is done, and
+    then registers nothing and moves no alias; with another config it is refused. Raises MissingError and
+    ConfigError for what the config names and what does not fit together, CheckpointError for a model that
+    does not fit, NonFiniteError, TrackingError, and Interrupted once a stop was asked for and a checkpoint
+    is saved.
     """
-    return _run_on_ray(config, console) if config.runner == "ray" else _run_here(config, console)
+    if config.runner == "ray":
+        return _run_on_ray(config, console)
+    with stop_requests() as stop_requested:
+        return _run_here(config, console, stop_requested)
 
 
 def _run_on_ray(config: FinetuneConfig, console: Console) -> Outcome:
@@ -70,16 +93,21 @@ def _run_on_ray(config: FinetuneConfig, console: Console) -> Outcome:
 
 
 def _run_task(config: FinetuneConfig) -> Outcome:
-    return _run_here(config, Console())
+    return _run_here(config, Console(), lambda: False)
 
 
-def _run_here(config: FinetuneConfig, console: Console) -> Outcome:
+def _run_here(config: FinetuneConfig, console: Console, should_stop: Callable[[], bool]) -> Outcome:
     start_s = time.monotonic()
     device = use_hardware(config.threads)
     manifest = read_manifest(config.store.url, config.dataset)
     patients = _choose_patients(config, manifest)
     start = starting_point(config, manifest.header)
-    origin = lineage(config.hash(_WHERE_NOT_WHAT), [manifest], start.parent_run, start.parent_model)
+    course, place = _trajectory(config, manifest, patients, start), files.join(config.runs, config.name)
+    done = read_done(place, config.name, course)
+    if done is not None:
+        return replace(done, warnings=_warnings(done.summary))
+    saving = _saving(config, place, course, should_stop)
+    origin = lineage(content_hash(course), [manifest], start.parent_run, start.parent_model)
     params = config.model_dump(mode="json", exclude=_WHERE_NOT_WHAT)
     tags = {"hssl.job": "finetune", "hssl.dataset": config.dataset}
     console.say(_opening(config, patients, start))
@@ -87,15 +115,41 @@ def _run_here(config: FinetuneConfig, console: Console) -> Outcome:
         tracked.log_json("config.json", params)
         tracked.log_json("patients.json", patients.as_json(config))
         if start.report is not None:
-            tracked.log_json("transfer.json", asdict(start.report))
-        result = _train(config, manifest, patients, start, device, tracked, console)
+            tracked.log_json("transfer.json", {**asdict(start.report), "parts": start.report.parts})
+        result = _train(config, manifest, patients, start, device, tracked, console, saving)
         _log_result(tracked, result)
         card = _card(config, manifest, patients, start, result, origin, tracked.id)
-        url = files.join(config.runs, config.name, "model")
+        url = files.join(place, "model")
         name = config.register_as or f"hssl-{config.dataset}"
-        version = publish(config.tracking, url, result.state, card, name, tracked.id)
-    seconds = round(time.monotonic() - start_s, 1)
-    return _outcome(config, card, patients, start, result, version, url, seconds)
+        version = publish(config.tracking, url, result.state, card, name, tracked.id, config.alias)
+        seconds = round(time.monotonic() - start_s, 1)
+        outcome = _outcome(config, card, patients, start, result, version, url, seconds)
+        write_done(place, course, outcome.summary)
+    files.remove(saving.store.url)
+    return replace(outcome, warnings=_warnings(outcome.summary))
+
+
+def _trajectory(
+    config: FinetuneConfig, manifest: Manifest, patients: _Patients, start: Start
+) -> dict[str, Any]:
+    """All that determines the result: no run is resumed, or taken as done, as another one. Plain JSON."""
+    part = config.model_dump(mode="json", exclude=_WHERE_NOT_WHAT | {"name", "checkpoint"})
+    del part["training"]["log_every_steps"]
+    if config.split.file is not None:
+        part["split"]["file"] = content_hash(asdict(patients.split))  # what it says, wherever it lies
+    part |= {"model": start.parent_model or config.model, "model_card": start.parent_card}
+    return part | {"network": start.settings.model_dump(mode="json"), "manifest": manifest.sha256}
+
+
+def _saving(
+    config: FinetuneConfig, place: str, course: dict[str, Any], should_stop: Callable[[], bool]
+) -> Saving:
+    """How the run is saved. Raises ConfigError if what is saved there is of another one."""
+    store = CheckpointStore(files.join(place, "checkpoints"))
+    latest, settings = store.latest(), config.checkpoint
+    if latest is not None:
+        check_same(config.name, store.load_state(latest)["trajectory"], course)
+    return Saving(config.name, course, store, settings.every_steps, settings.keep_last, should_stop)
 
 
 # --------------------------------------------------------------------------------------------------- patients
@@ -116,6 +170,7 @@ class _Patients:
             "config": config.split.model_dump(mode="json"),
             "labels": config.labels.model_dump(mode="json"),
             "labelled": list(self.labelled),
+            "label_order": label_order(self.split.train, config.labels.seed),
             "train": list(self.split.train),
             "validation": list(self.split.validation),
             "test": list(self.split.test),
@@ -172,6 +227,7 @@ def _train(
     device: torch.device,
     tracked: Run,
     console: Console,
+    saving: Saving,
 ) -> SupervisedResult:
     settings, classes = config.training, manifest.header.classes
     reader = open_reader(config.store.url, cache=config.cache, warn=console.warn)
@@ -192,12 +248,15 @@ def _train(
             reader,
             classes,
             settings.patch_size,
-            VALIDATION_OVERLAP,
+            settings.validation_overlap,
             device,
         )
         return dice_means(scores for _, scores in scored)
 
-    with console.track(f"fine-tuning on {config.dataset}", settings.steps) as advance:
+    before = saving.store.latest() or 0
+    if before:
+        console.say(f"going on from the checkpoint of step {before}")
+    with console.track(f"fine-tuning on {config.dataset}", settings.steps - before) as advance:
         return run_supervised(
             start.network,
             loader,
@@ -207,6 +266,7 @@ def _train(
             device,
             validate=validate if patients.validation_cases else None,
             rates=start.rates,
+            saving=saving,
         )
 
 
@@ -285,15 +345,29 @@ def _outcome(
             "name": version.name,
             "version": version.version,
             "path": url,
+            "aliases": list(config.alias),
             "start": start.parent_model or config.model,
             "transfer": start.report.summary if start.report else None,
+            "transfer_parts": start.report.parts if start.report else None,
             "fraction": config.labels.fraction,
             "patients": list(patients.labelled),
+            "nested_patients": {
+                str(share): count
+                for share, count in nested_sizes(patients.split.train, config.labels).items()
+            },
             "val_dice": named,
             "val_dice_mean": mean,
             "best_step": result.step,
+            "steps": result.steps,
             "seconds": seconds,
+            "already_done": False,
         },
-        lines=(f"{version.uri}: {validated} at step {result.step}, {seconds:.0f} s", f"also at {url}"),
-        warnings=() if mean is not None else (_NOT_VALIDATED,),
+        lines=(
+            f"{version.uri}: {validated} at step {result.step} of {result.steps}, {seconds:.0f} s",
+            f"also at {url}",
+        ),
     )
+
+
+def _warnings(summary: Mapping[str, Any]) -> tuple[str, ...]:
+    return () if summary["val_dice_mean"] is not None else (_NOT_VALIDATED,)

@@ -7,25 +7,25 @@ so if it is done.
 from __future__ import annotations
 
 import io
-import json
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from hssl_dist import collectives, files
+from hssl_dist import collectives
 from hssl_dist.console import Console
 from hssl_dist.errors import CheckpointError, Interrupted, TrackingError
 from hssl_dist.jobs import cluster
+from hssl_dist.jobs.finished import read_done, write_done
 from hssl_dist.jobs.lineage import lineage
 from hssl_dist.jobs.pretrain_rank import checkpoint_store, model_url, run_url, torchrun_group, train_rank
 from hssl_dist.jobs.stopping import stop_requests
-from hssl_dist.records import Outcome, canonical_json
+from hssl_dist.records import Outcome
 from hssl_dist.report.curves import line_chart
 from hssl_dist.report.figures import png
 from hssl_dist.store import read_manifests
 from hssl_dist.tracking import fetch_model, register_model, start_run
 from hssl_dist.training.health import health_warnings
 from hssl_dist.training.loop import History, newest
-from hssl_dist.training.trajectory import check_same, trajectory, trajectory_hash
+from hssl_dist.training.trajectory import trajectory, trajectory_hash
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from hssl_dist.records import Lineage, Manifest
     from hssl_dist.tracking import Run
 
-_DONE = "done.json"
 _WITHOUT_SECRETS = {"tracking"}
 
 
@@ -46,11 +45,9 @@ def run(config: PretrainConfig, console: Console) -> Outcome:
     Raises ConfigError if the run was started with another config, and the errors of training.
     """
     manifests = read_manifests(config.store.url, config.sampling.datasets)
-    done = _read_done(config)
+    done = read_done(run_url(config), config.name, trajectory(config, manifests))
     if done is not None:
-        check_same(config.name, done["trajectory"], trajectory(config, manifests))
-        text = f"run {config.name!r} is done already: {done['summary']['model']}"
-        return Outcome({**done["summary"], "already_done": True}, (text,))
+        return done
     if config.runner == "ray":
         with cluster.connect(config.ray, console):
             return _lead(config, manifests, console, _train_on_ray)
@@ -165,8 +162,7 @@ def _conclude(
         "metrics": newest(history),
         "already_done": False,
     }
-    done = {"trajectory": trajectory(config, manifests), "summary": summary}
-    files.write(files.join(run_url(config), _DONE), canonical_json(done).encode())
+    write_done(run_url(config), trajectory(config, manifests), summary)
     return Outcome(
         summary,
         (
@@ -194,14 +190,6 @@ def _progress(config: PretrainConfig) -> tuple[int, History]:
     if step is None:
         raise CheckpointError(f"there is no checkpoint at {store.url}, though the run has ended")
     return step, [(at, metrics) for at, metrics in store.load_state(step)["history"]]
-
-
-def _read_done(config: PretrainConfig) -> dict[str, Any] | None:
-    url = files.join(run_url(config), _DONE)
-    if not files.exists(url):
-        return None
-    done: dict[str, Any] = json.loads(files.read(url))
-    return done
 
 
 def _lineage(config: PretrainConfig, manifests: Mapping[str, Manifest]) -> Lineage:

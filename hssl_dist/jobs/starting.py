@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import torch
 
-from hssl_dist.config.finetune import SCRATCH, FinetuneConfig
+from hssl_dist import files
+from hssl_dist.config.finetune import SCRATCH, FinetuneConfig, SupervisedConfig
 from hssl_dist.config.network import NetworkConfig
 from hssl_dist.errors import ConfigError
 from hssl_dist.networks.pretraining import build_segmentation_network
 from hssl_dist.networks.transfer import TransferReport, transfer
 from hssl_dist.networks.unet import ResidualUNet
-from hssl_dist.networks.weights import class_count, load_model, network_config
+from hssl_dist.networks.weights import CARD_NAME, class_count, load_model, network_config
 from hssl_dist.records import ManifestHeader
 from hssl_dist.tracking import fetch_model
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """A network, its config, the learning-rate factors of its parts, and what it took from which model."""
+    """A network, its config, the learning-rate factors of what it took, and what that is, from which model.
+
+    `rates` are by beginnings of parameters' names. `parent_card` is the SHA-256 of the model's card, which
+    holds that of its weights: it tells models at one place apart.
+    """
 
     network: ResidualUNet
     settings: NetworkConfig
@@ -28,6 +33,7 @@ class Start:
     report: TransferReport | None = None
     parent_run: str | None = None
     parent_model: str | None = None
+    parent_card: str | None = None
 
 
 def starting_point(config: FinetuneConfig, header: ManifestHeader) -> Start:
@@ -47,28 +53,48 @@ def starting_point(config: FinetuneConfig, header: ManifestHeader) -> Start:
 
 
 def _from_scratch(config: FinetuneConfig, header: ManifestHeader) -> Start:
-    return Start(_new_network(config.network, header, config.seed), config.network)
+    return Start(_new_network(config, config.network, header), config.network)
 
 
 def _from_model(config: FinetuneConfig, header: ManifestHeader) -> Start:
     fetched = fetch_model(config.tracking, config.model)
     card, state = load_model(fetched.folder)
     settings = network_config(card)
-    network = _new_network(settings, header, config.seed)
+    network = _new_network(config, settings, header)
     report = transfer(network, state, config.parts)
-    rates = {"encoder": config.training.encoder_rate, "decoder": config.training.decoder_rate}
     return Start(
         network,
         settings,
-        {part: rate for part, rate in rates.items() if part in config.parts},
+        part_rates(config.training, config.parts, len(settings.widths)),
         report,
-        fetched.run_id,
+        # A folder knows no run, its card does.
+        fetched.run_id
+        or (card.lineage.parent_run if card.kind == "pretrained" else card.extra.get("run_id")),
         fetched.uri,
+        files.sha256(str(fetched.folder / CARD_NAME))[0],
     )
 
 
-def _new_network(settings: NetworkConfig, header: ManifestHeader, seed: int) -> ResidualUNet:
+def part_rates(training: SupervisedConfig, parts: Collection[str], stages: int) -> dict[str, float]:
+    """Factors on the learning rate by beginnings of names, for parts taken from a model.
+
+    Stage i of n has the encoder's factor times `layer_decay ** (n - 1 - i)`, the stem that of stage 0.
+    """
+    rates = dict.fromkeys(parts, 1.0)
+    if "decoder" in rates:
+        rates["decoder"] = training.decoder_rate
+    if "encoder" in rates:
+        rates["encoder"] = training.encoder_rate * training.layer_decay ** (stages - 1)
+        for stage in range(stages):
+            factor = training.layer_decay ** (stages - 1 - stage)
+            rates[f"encoder.stages.{stage}"] = training.encoder_rate * factor
+    return rates
+
+
+def _new_network(config: FinetuneConfig, settings: NetworkConfig, header: ManifestHeader) -> ResidualUNet:
     """New weights from the seed, whatever the process did before."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return build_segmentation_network(settings, len(header.channels), class_count(header.classes))
+        torch.manual_seed(config.seed)
+        return build_segmentation_network(
+            settings, len(header.channels), class_count(header.classes), config.training.deep_supervision
+        )

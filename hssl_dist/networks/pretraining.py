@@ -149,6 +149,8 @@ def build_pretraining_network(
     return PretrainingNetwork(network, objective, tasks, groups, in_channels)
 
 
-def build_segmentation_network(network: NetworkConfig, in_channels: int, classes: int) -> ResidualUNet:
-    """A U-Net with deep supervision and new weights; `classes` counts the background."""
-    return ResidualUNet(network, in_channels, classes, deep_supervision=True)
+def build_segmentation_network(
+    network: NetworkConfig, in_channels: int, classes: int, deep_supervision: bool = True
+) -> ResidualUNet:
+    """A U-Net with new weights; `classes` counts the background."""
+    return ResidualUNet(network, in_channels, classes, deep_supervision)

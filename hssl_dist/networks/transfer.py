@@ -28,6 +28,20 @@ class TransferReport:
     unused: dict[str, str]
 
     @property
+    def parts(self) -> dict[str, dict[str, int]]:
+        """Counts of parameters by part: `loaded` and `initialised` in the target, `unused` of the source."""
+        fates = {"loaded": self.loaded, "initialised": self.initialised, "unused": self.unused}
+        names = sorted({part_of(name) for fate in fates.values() for name in fate})
+        return {
+            part: {
+                fate: count
+                for fate, named in fates.items()
+                if (count := sum(part_of(name) == part for name in named))
+            }
+            for part in names
+        }
+
+    @property
     def summary(self) -> str:
         """One line for people."""
         return (
@@ -40,14 +54,15 @@ def transfer(model: nn.Module, state: Mapping[str, Tensor], parts: Sequence[str]
     """Load the parameters of `parts` (first components of their names) from `state` into `model`.
 
     A part is loaded whole or not at all: CheckpointError names the first parameter that is missing on either
-    side or has another shape, and the model is left as it was. A stem for one input channel fits one for
-    several: its weights are repeated and divided by their number, so equal channels give the same response.
+    side, has another shape or values that are not finite, and the model is left as it was. A stem for one
+    input channel fits one for several: its weights are repeated and divided by their number, so equal
+    channels give the same response.
     """
     target = model.state_dict()
     _check_parts(target, state, parts)
-    chosen = {name: tensor for name, tensor in state.items() if _part(name) in parts}
+    chosen = {name: tensor for name, tensor in state.items() if part_of(name) in parts}
     inflated = []
-    for name in sorted(chosen.keys() | {name for name in target if _part(name) in parts}):
+    for name in sorted(chosen.keys() | {name for name in target if part_of(name) in parts}):
         if name not in chosen or name not in target:
             where = "the model" if name in chosen else "the source"
             raise CheckpointError(f"{name} is missing in {where}; load weights of the same network config")
@@ -59,6 +74,10 @@ def transfer(model: nn.Module, state: Mapping[str, Tensor], parts: Sequence[str]
             raise CheckpointError(
                 f"{name} has shape {tuple(found)} in the source and {tuple(expected)} in the model; "
                 "load weights of the same network config"
+            )
+        if not chosen[name].isfinite().all():
+            raise CheckpointError(
+                f"{name} of the source is not finite everywhere; choose an earlier checkpoint"
             )
     with torch.no_grad():
         for name, tensor in chosen.items():
@@ -77,12 +96,13 @@ def transfer(model: nn.Module, state: Mapping[str, Tensor], parts: Sequence[str]
     )
 
 
-def _part(name: str) -> str:
+def part_of(name: str) -> str:
+    """The part a parameter belongs to: the first component of its name."""
     return name.partition(".")[0]
 
 
 def _check_parts(target: Mapping[str, Tensor], state: Mapping[str, Tensor], parts: Sequence[str]) -> None:
     for where, names in (("model", target), ("source", state)):
-        known = sorted({_part(name) for name in names})
+        known = sorted({part_of(name) for name in names})
         if missing := [part for part in parts if part not in known]:
             raise CheckpointError(f"the {where} has no part {missing[0]!r}; its parts are {', '.join(known)}")

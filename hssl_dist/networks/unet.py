@@ -160,7 +160,8 @@ class ResidualUNet(nn.Module):
     """Encoder, decoder and one 1x1x1 segmentation head per decoder stage (coarsest first, like the stages).
 
     `classes` counts the background. Gives logits `b classes z y x`; in training with `deep_supervision`, a
-    list of them, finest first. All heads exist either way, so weights always fit.
+    list of them, finest first. All heads exist either way, so weights always fit; those without a loss
+    require no gradient.
     """
 
     def __init__(
@@ -174,6 +175,8 @@ class ResidualUNet(nn.Module):
             nn.Conv3d(width, classes, kernel_size=1) for width in reversed(config.widths[:-1])
         )
         _initialise(self.heads)
+        if not deep_supervision:
+            self.heads[:-1].requires_grad_(requires_grad=False)
 
     def forward(self, images: Float[Tensor, "b c z y x"]) -> Tensor | list[Tensor]:
         decoded = self.decoder(self.encoder(images))

@@ -1,16 +1,27 @@
 """Patient-level splits and label fractions.
 
-Patients are put in an order given by a hash of seed and name. Test patients are taken from its front,
-validation patients from its back, training patients are those between: no patient is ever divided, and when
-patients join a dataset the others keep their order, so at the most a few move between training and a
+Patients are put in an order given by a hash of seed and name. By shares, test patients are taken from its
+front, validation patients from its back, training patients are those between: no patient is ever divided, and
+when patients join a dataset the others keep their order, so at the most a few move between training and a
 neighbouring part. Patients whose cases share a scan are one patient to a split, whatever their names.
+
+Folds cut the same order, or what the test patients leave of it, into k parts of equal size:
+
+    shares             | test |            train           | val |
+    fold 0 of test     | test |            train           | val |     `validation` as a share of all
+    fold 1 of test     | val | test |            train           |     those before the fold, cyclically
+    fold 0 of val.     | test |               train        | val |     folds are counted from the back
+    fold 1 of val.     | test |          train       | val |     |
+
+so fold 0 of 5 is the split with `test` 0.2 (up to rounding), and each patient is tested, or validated on, in
+one fold alone. The label subsets of a fold are nested as those of any training part.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import overload
 
@@ -21,7 +32,11 @@ from hssl_dist.config.finetune import LabelsConfig
 from hssl_dist.config.parts import SplitConfig
 from hssl_dist.errors import ConfigError
 from hssl_dist.records import CaseRecord, Manifest
+from hssl_dist.sampling.split_files import count_patients, read_fixed_split
 from hssl_dist.store import CaseColumns, case_columns
+
+STUDY_FRACTIONS = (0.05, 0.1, 0.25, 1.0)
+"""Shares of the labels that label-efficiency studies compare."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,34 +49,68 @@ class Split:
 
 
 def split_patients(patients: Iterable[str], split: SplitConfig) -> Split:
-    """Divide patients into parts of the configured shares, rounded to the nearest whole number (half up).
+    """Divide patients by the config's shares, or by its fold and the share of the other part.
 
-    A part with a share above zero gets at least one patient. With fewer patients than such parts, training
-    comes first, then test, then validation. Raises ConfigError if the shares exceed 1.
+    Shares are rounded to the nearest whole number (half up); a part with a share above zero gets at least one
+    patient. With fewer patients than such parts, training comes first, then test, then validation. Raises
+    ConfigError if the shares exceed 1, or there are fewer patients than folds.
     """
+    order = _ordered(patients, f"split/{split.seed}")
+    return _by_shares(order, split) if split.folds is None else _by_fold(order, split, split.folds)
+
+
+def _by_shares(order: list[str], split: SplitConfig) -> Split:
     train_share = round(1.0 - split.test - split.validation, 9)
     if train_share < 0.0:
         raise ConfigError(
             f"split.test {split.test} and split.validation {split.validation} add up to more than 1; "
             "lower one of them"
         )
-    order = _ordered(patients, f"split/{split.seed}")
     total = len(order)
     rest = total - 1 if total and train_share > 0.0 else total
     validation = _share(split.validation, total)
     test = min(_share(split.test, total), max(rest - validation, 1), rest)
     validation = min(validation, rest - test)
     stop = total - validation
-    return Split(*(tuple(sorted(part)) for part in (order[test:stop], order[stop:], order[:test])))
+    return _sorted_parts(order[test:stop], order[stop:], order[:test])
+
+
+def _by_fold(order: list[str], split: SplitConfig, folds: int) -> Split:
+    """One fold is a part; the share of the other set-aside part leaves at least one patient to train on."""
+    if split.fold_part == "test":
+        start, stop = _fold_bounds(len(order), split.fold, folds)
+        rest = order[stop:] + order[:start]
+        kept = len(rest) - min(_share(split.validation, len(order)), len(rest) - 1)
+        return _sorted_parts(rest[:kept], rest[kept:], order[start:stop])
+    test = min(_share(split.test, len(order)), max(len(order) - folds, 0))
+    rest = order[test:][::-1]
+    start, stop = _fold_bounds(len(rest), split.fold, folds)
+    return _sorted_parts(rest[:start] + rest[stop:], rest[start:stop], order[:test])
+
+
+def _fold_bounds(total: int, fold: int, folds: int) -> tuple[int, int]:
+    """First patient of a fold, and of the next; sizes differ by one at most, the larger ones come first."""
+    if total < folds:
+        raise ConfigError(f"split.folds is {folds}, but there are {total} patients to fold; lower it")
+    size, larger = divmod(total, folds)
+    start = fold * size + min(fold, larger)
+    return start, start + size + (fold < larger)
+
+
+def _sorted_parts(train: list[str], validation: list[str], test: list[str]) -> Split:
+    return Split(tuple(sorted(train)), tuple(sorted(validation)), tuple(sorted(test)))
 
 
 def split_manifest(manifest: Manifest, split: SplitConfig) -> Split:
     """The split of a dataset's labelled patients: what fine-tuning trains, validates and tests on.
 
-    Patients who share a scan stay together, in the place of the first of them by name.
+    Patients who share a scan stay together, in the place of the first of them by name; a file that divides
+    them is refused with ConfigError. Raises what `read_fixed_split` raises, too.
     """
     columns = case_columns(manifest.cases)
     names, first = columns.patients.values, _first_alike(columns)
+    if split.file is not None:
+        return _by_file(manifest.dataset, {names[one]: names[first[one]] for one in first}, split.file)
     parts = split_patients({names[number] for number in first.values()}, split)
     return Split(
         *(
@@ -69,6 +118,19 @@ def split_manifest(manifest: Manifest, split: SplitConfig) -> Split:
             for part in map(frozenset, (parts.train, parts.validation, parts.test))
         )
     )
+
+
+def _by_file(dataset: str, alike: Mapping[str, str], url: str) -> Split:
+    """The file's split; `alike` maps each labelled patient to the first he shares a scan with."""
+    fixed = read_fixed_split(url, dataset, alike)
+    parts = {name: part for part, names in fixed.model_dump().items() for name in names}
+    for name, other in alike.items():
+        if parts[name] != parts[other]:
+            raise ConfigError(
+                f"split.file {url} divides {count_patients(sorted((other, name)))} who share a scan in "
+                f"dataset {dataset!r} into {parts[other]} and {parts[name]}; put them into one part"
+            )
+    return _sorted_parts(list(fixed.train), list(fixed.validation), list(fixed.test))
 
 
 def without_test(manifests: Sequence[Manifest], split: SplitConfig) -> list[Bool[np.ndarray, " case"]]:
@@ -121,8 +183,19 @@ class ChosenCases(Sequence[CaseRecord]):
 
 def label_subset(train: Iterable[str], labels: LabelsConfig) -> tuple[str, ...]:
     """A share of the training patients, sorted: at least one, rounded half up; smaller shares are nested."""
-    order = _ordered(train, f"labels/{labels.seed}")
+    order = label_order(train, labels.seed)
     return tuple(sorted(order[: _share(labels.fraction, len(order))]))
+
+
+def label_order(train: Iterable[str], seed: int) -> list[str]:
+    """Training patients in the order in which a growing share takes them: each subset is a start of it."""
+    return _ordered(train, f"labels/{seed}")
+
+
+def nested_sizes(train: Sequence[str], labels: LabelsConfig) -> dict[float, int]:
+    """Patients of the subset of each share that studies use, and of the config's own; each is in the next."""
+    shares = sorted({*STUDY_FRACTIONS, labels.fraction})
+    return {share: _share(share, len(set(train))) for share in shares}
 
 
 def _cases_of(columns: CaseColumns, patients: Iterable[str]) -> Bool[np.ndarray, " case"]:

@@ -65,14 +65,18 @@ class Optimiser:
         }
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over a saved `state()`. Raises CheckpointError if it is of other parameters."""
-        expected = {f"{moment}/{name}" for name in self.parameters for moment in _MOMENTS}
+        """Take over a saved `state()`. Raises CheckpointError if it is of other parameters.
+
+        Parameters that require no gradient now, being frozen for a while, have none yet.
+        """
+        moving = {name: value for name, value in self.parameters.items() if value.requires_grad}
+        expected = {f"{moment}/{name}" for name in moving for moment in _MOMENTS}
         if tensors.keys() != expected:
             odd = sorted(tensors.keys() ^ expected)
             raise CheckpointError(
                 f"the optimiser state does not fit the network: {len(odd)} entries differ, {odd[0]} first"
             )
-        for name, value in self.parameters.items():
+        for name, value in moving.items():
             state: dict[str, Any] = {}
             for moment in _MOMENTS:
                 saved = tensors[f"{moment}/{name}"]

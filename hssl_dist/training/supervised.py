@@ -1,6 +1,7 @@
 """Supervised training of a segmentation network; the weights that validated best are what it gives.
 
-Every step depends on (config, seed, step) and the weights alone.
+Every step depends on (config, seed, step) and the weights alone, so a run that goes on from its checkpoint
+takes the same course as one that never stopped.
 """
 
 from __future__ import annotations
@@ -9,22 +10,29 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from hssl_dist.augment.supervised import augment_labelled
 from hssl_dist.config.finetune import SupervisedConfig
-from hssl_dist.errors import NonFiniteError
+from hssl_dist.errors import Interrupted, NonFiniteError
 from hssl_dist.losses.segmentation import dice_cross_entropy
+from hssl_dist.networks.weights import load_state
 from hssl_dist.sampling.supervised import LabelledBatch, SupervisedLoader
 from hssl_dist.segmentation import DiceMeans
+from hssl_dist.training.averaging import WeightAverage
+from hssl_dist.training.best import Best
+from hssl_dist.training.checkpoint import Checkpoint, CheckpointStore
 from hssl_dist.training.optimiser import Optimiser, learning_rate_at
+from hssl_dist.training.trajectory import check_same
 
 History = list[tuple[int, dict[str, float]]]
 Validate = Callable[[nn.Module], DiceMeans]
+
+_NETWORK, _AVERAGE, _BEST = "network/", "average/", "best/"
 
 
 class Observer(Protocol):
@@ -38,13 +46,29 @@ class Observer(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Saving:
+    """Where and when a run's state is saved, and what tells the run `name` from another one."""
+
+    name: str
+    trajectory: Mapping[str, Any]
+    store: CheckpointStore
+    every_steps: int
+    keep_last: int
+    should_stop: Callable[[], bool] = lambda: False
+
+
+@dataclass(frozen=True, slots=True)
 class SupervisedResult:
-    """The best weights (on the CPU), their step and validation (None without one), and all metrics."""
+    """The best weights (on the CPU), their step and validation (None without one), and all metrics.
+
+    `steps` is how many were done: fewer than configured if patience ran out.
+    """
 
     state: dict[str, Tensor]
     step: int
     validation: DiceMeans | None
     history: History
+    steps: int
 
 
 def run_supervised(
@@ -57,104 +81,218 @@ def run_supervised(
     *,
     validate: Validate | None = None,
     rates: Mapping[str, float] | None = None,
+    saving: Saving | None = None,
 ) -> SupervisedResult:
-    """Train for `config.steps` steps; `network` is left with the best weights.
+    """Train for `config.steps` steps, or until patience runs out; `network` is left with the best weights.
 
     The best are those with the highest mean validation Dice, the earliest of equals; without `validate`, or
-    if it finds none of the classes, the last. `rates` gives the factor on the learning rate of a part (first
-    component of a parameter's name), 0 freezes it, other parts have 1. `classes` names the scores. Raises
-    NonFiniteError if the loss or a gradient becomes NaN or infinite.
+    if it finds none of the classes, the last. `rates` gives, by beginnings of names such as `decoder` or
+    `encoder.stages.0`, the factor on the learning rate of parameters taken from a model: the longest that
+    fits counts, 0 freezes, and the first `config.freeze_steps` steps train none of them. Other parameters
+    have factor 1. `classes` names the scores.
+
+    With `saving` it goes on from the newest checkpoint. Raises NonFiniteError if the loss or a gradient
+    becomes NaN or infinite, ConfigError or CheckpointError for a checkpoint of another run or a corrupt one,
+    and Interrupted once a stop was asked for and a checkpoint is saved.
     """
-    network.to(device).train()
-    optimiser = _build_optimiser(network, config, rates or {})
-    best = _Best()
-    log = _Log(observer)
-    with closing(loader.batches(0, config.steps)) as batches:
-        for batch in batches:
-            _train_step(network, optimiser, batch, config, device, log)
-            step = batch.step + 1
-            last = step == config.steps
-            if last or step % config.log_every_steps == 0:
-                log.flush(step)
-            if validate is not None and (last or step % config.validate_every == 0):
-                means = validate(network)
-                log.validated(step, means, classes)
-                best.offer(step, means, network)
-            observer.on_step(step)
-    if best.validation is None:
-        best.take(config.steps, None, network)
-    network.load_state_dict(best.state)
-    return SupervisedResult(best.state, best.step, best.validation, log.history)
+    training = _Training(network.to(device), config, classes, observer, device, validate, rates or {}, saving)
+    training.resume()
+    training.run(loader)
+    return training.result()
+
+
+class _Training:
+    """State of a run; `step` counts the optimiser steps done."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        config: SupervisedConfig,
+        classes: Mapping[int, str],
+        observer: Observer,
+        device: torch.device,
+        validate: Validate | None,
+        rates: Mapping[str, float],
+        saving: Saving | None,
+    ) -> None:
+        self.network, self.config, self.classes = network.train(), config, classes
+        self.observer, self.device, self.validate, self.saving = observer, device, validate, saving
+        self.optimiser = _build_optimiser(network, config, rates)
+        self.transferred = [
+            value for name, value in self.optimiser.parameters.items() if _rate(name, rates) is not None
+        ]
+        self.average = None if config.ema_decay is None else WeightAverage(network, config.ema_decay)
+        self.best, self.log, self.step = Best(), _Log(observer), 0
+
+    @property
+    def validated(self) -> nn.Module:
+        """The network that is validated and kept."""
+        return self.network if self.average is None else self.average.network
+
+    @property
+    def finished(self) -> bool:
+        """Whether no step is left, or patience has run out."""
+        patience = self.config.patience
+        return self.step == self.config.steps or (patience is not None and self.best.stale >= patience)
+
+    def run(self, loader: SupervisedLoader) -> None:
+        """The steps that are left."""
+        if self.finished:
+            return
+        with closing(loader.batches(self.step, self.config.steps)) as batches:
+            for batch in batches:
+                self._freeze(batch.step)
+                self._train_step(batch)
+                self.step = batch.step + 1
+                self._look()
+                self.observer.on_step(self.step)
+                self._save_if_due()
+                if self.finished:
+                    break
+
+    def result(self) -> SupervisedResult:
+        """The best weights, which the network gets."""
+        if self.best.validation is None:
+            self.best.take(self.step, None, self.validated)
+        load_state(self.network, self.best.state)
+        return SupervisedResult(
+            self.best.state, self.best.step, self.best.validation, self.log.history, self.step
+        )
+
+    # -------------------------------------------------------------------------------------------------- steps
+
+    def _freeze(self, step: int) -> None:
+        """Whether optimiser step `step` (from 0) trains what was taken from a model."""
+        for value in self.transferred:
+            value.requires_grad_(step >= self.config.freeze_steps)
+
+    def _train_step(self, batch: LabelledBatch) -> None:
+        start_s = time.monotonic()
+        config = self.config
+        rate = learning_rate_at(
+            batch.step, peak=config.learning_rate, warmup_steps=config.warmup_steps, steps=config.steps
+        )
+        image = batch.image.to(self.device, non_blocking=True)
+        label = batch.label.to(self.device, non_blocking=True)
+        image, label = augment_labelled(image, label, batch.seeds, config.augmentation)
+        self.optimiser.zero_grad()
+        with self._autocast():
+            outputs = self.network(image)
+        loss = dice_cross_entropy(outputs, label)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = self.optimiser.clip(config.clip_norm)
+        metrics = _finite({"loss": loss, "gradient norm": norm}, batch)
+        self.optimiser.step(rate)
+        if self.average is not None:
+            self.average.update(self.network, batch.step + 1)
+        self.log.add(
+            loss=metrics["loss"],
+            gradient_norm=metrics["gradient norm"],
+            learning_rate=rate,
+            step_s=time.monotonic() - start_s + batch.wait_s,
+            wait_s=batch.wait_s,
+        )
+
+    def _look(self) -> None:
+        """Log and validate if this step is due for it."""
+        last = self.step == self.config.steps
+        if last or self.step % self.config.log_every_steps == 0:
+            self.log.flush(self.step)
+        if self.validate is not None and (last or self.step % self.config.validate_every == 0):
+            with self._autocast():
+                means = self.validate(self.validated)
+            self.log.validated(self.step, means, self.classes)
+            self.best.offer(self.step, means, self.validated)
+
+    def _autocast(self) -> torch.autocast:
+        """The precision of the network's forward pass."""
+        lower = self.config.precision == "bfloat16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=lower)
+
+    # -------------------------------------------------------------------------------------------- saved state
+
+    def resume(self) -> None:
+        """Take over the newest checkpoint, if there is one."""
+        latest = None if self.saving is None else self.saving.store.latest()
+        if self.saving is None or latest is None:
+            return
+        saved = self.saving.store.load(latest)
+        check_same(self.saving.name, saved.state["trajectory"], self.saving.trajectory)
+        load_state(self.network, _below(_NETWORK, saved.model))
+        if self.average is not None:
+            load_state(self.average.network, _below(_AVERAGE, saved.model))
+        self.best = Best.from_json(saved.state["best"], _below(_BEST, saved.model))
+        self.log.load(saved.state["log"])
+        self.step = saved.step
+        self._freeze(self.step - 1)
+        self.optimiser.load_state(saved.optimizer)
+
+    def _save_if_due(self) -> None:
+        if self.saving is None:
+            return
+        stop = self.saving.should_stop()
+        if stop or self.finished or self.step % self.saving.every_steps == 0:
+            self._save(self.saving)
+        if stop and not self.finished:
+            raise Interrupted(f"stopped after step {self.step}; run it again to go on")
+
+    def _save(self, saving: Saving) -> None:
+        model = _above(_NETWORK, self.network.state_dict()) | _above(_BEST, self.best.state)
+        if self.average is not None:
+            model |= _above(_AVERAGE, self.average.network.state_dict())
+        state = {
+            "trajectory": dict(saving.trajectory),
+            "best": self.best.as_json(),
+            "log": self.log.as_json(),
+        }
+        saving.store.save(
+            Checkpoint(self.step, model, self.optimiser.state(), state), keep_last=saving.keep_last
+        )
+
+
+def _above(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + name: value for name, value in state.items()}
+
+
+def _below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+# ----------------------------------------------------------------------------------------------------- pieces
 
 
 def _build_optimiser(network: nn.Module, config: SupervisedConfig, rates: Mapping[str, float]) -> Optimiser:
     def rate_of(name: str) -> float:
-        return rates.get(name.partition(".")[0], 1.0)
+        rate = _rate(name, rates)
+        return 1.0 if rate is None else rate
 
     for name, parameter in network.named_parameters():
-        parameter.requires_grad_(rate_of(name) > 0)
+        if rate_of(name) == 0.0:
+            parameter.requires_grad = False
     return Optimiser(network, weight_decay=config.weight_decay, rate_of=rate_of)
 
 
-def _train_step(
-    network: nn.Module,
-    optimiser: Optimiser,
-    batch: LabelledBatch,
-    config: SupervisedConfig,
-    device: torch.device,
-    log: _Log,
-) -> None:
-    start_s = time.monotonic()
-    rate = learning_rate_at(
-        batch.step, peak=config.learning_rate, warmup_steps=config.warmup_steps, steps=config.steps
+def _rate(name: str, rates: Mapping[str, float]) -> float | None:
+    """The rate of the longest key that is the parameter's name up to one of its dots."""
+    while name:
+        if name in rates:
+            return rates[name]
+        name = name.rpartition(".")[0]
+    return None
+
+
+def _finite(values: Mapping[str, Tensor], batch: LabelledBatch) -> dict[str, float]:
+    """The values as numbers, in one transfer from the device. Raises NonFiniteError naming the first bad."""
+    numbers = dict(
+        zip(values, torch.stack([value.detach() for value in values.values()]).tolist(), strict=True)
     )
-    image = batch.image.to(device, non_blocking=True)
-    label = batch.label.to(device, non_blocking=True).long()
-    image, label = augment_labelled(image, label, batch.seeds)
-    optimiser.zero_grad()
-    loss = dice_cross_entropy(network(image), label)
-    value = _finite("loss", loss, batch)
-    loss.backward()  # type: ignore[no-untyped-call]
-    norm = _finite("gradient norm", optimiser.clip(config.clip_norm), batch)
-    optimiser.step(rate)
-    log.add(
-        loss=value,
-        gradient_norm=norm,
-        learning_rate=rate,
-        step_s=time.monotonic() - start_s + batch.wait_s,
-        wait_s=batch.wait_s,
-    )
-
-
-def _finite(what: str, value: Tensor, batch: LabelledBatch) -> float:
-    number = value.item()
-    if not math.isfinite(number):
-        raise NonFiniteError(
-            f"the {what} became {number} at step {batch.step + 1}; "
-            "lower training.learning_rate, or look at the training cases in the quality report"
-        )
-    return number
-
-
-@dataclass(slots=True)
-class _Best:
-    """The weights that validated best so far."""
-
-    state: dict[str, Tensor] = field(default_factory=dict)
-    step: int = 0
-    validation: DiceMeans | None = None
-
-    def offer(self, step: int, means: DiceMeans, network: nn.Module) -> None:
-        """Take the weights if they are better; a mean that is NaN is no score."""
-        if math.isnan(means.overall):
-            return
-        if self.validation is None or means.overall > self.validation.overall:
-            self.take(step, means, network)
-
-    def take(self, step: int, means: DiceMeans | None, network: nn.Module) -> None:
-        """Take the weights."""
-        self.step, self.validation = step, means
-        self.state = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
+    for what, number in numbers.items():
+        if not math.isfinite(number):
+            raise NonFiniteError(
+                f"the {what} became {number} at step {batch.step + 1}; "
+                "lower training.learning_rate, or look at the training cases in the quality report"
+            )
+    return numbers
 
 
 class _Log:
@@ -181,6 +319,15 @@ class _Log:
         metrics = {"val_dice": means.overall}
         metrics |= {f"val_dice/{classes[value]}": score for value, score in means.per_class.items()}
         self._report(step, {key: score for key, score in metrics.items() if not math.isnan(score)})
+
+    def as_json(self) -> dict[str, Any]:
+        """The history, and the values of the steps since the last log."""
+        return {"history": self.history, "since": self._values}
+
+    def load(self, saved: Mapping[str, Any]) -> None:
+        """Take over what `as_json` gave."""
+        self.history = [(step, metrics) for step, metrics in saved["history"]]
+        self._values = list(saved["since"])
 
     def _report(self, step: int, metrics: dict[str, float]) -> None:
         self.history.append((step, metrics))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from hssl_dist import files
 from hssl_dist.errors import ConfigError
 from hssl_dist.records import content_hash
 
@@ -24,6 +25,10 @@ def trajectory(config: PretrainConfig, manifests: Mapping[str, Manifest]) -> dic
     """The part of the config, and the hashes of the manifests, that determine every weight; plain JSON."""
     part: dict[str, Any] = config.model_dump(mode="json", include=_DEFINING)
     part["sampling"] = {key: value for key, value in part["sampling"].items() if key not in _READING_AHEAD}
+    excluded = config.sampling.exclude_test
+    if excluded is not None and excluded.file is not None:
+        # What the file says, wherever it lies.
+        part["sampling"]["exclude_test"]["file"] = files.sha256(excluded.file)[0]
     part["manifests"] = {name: manifest.sha256 for name, manifest in sorted(manifests.items())}
     return part
 

@@ -1,6 +1,7 @@
 """The whole pipe on the real challenge data: a shortened run of all verbs, and all of the preprocessing."""
 
 import csv
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -11,7 +12,9 @@ import pytest
 import zarr
 from ome_zarr_models import open_ome_zarr
 
+from hssl_dist.config.parts import TrackingConfig
 from hssl_dist.store import read_manifest, verify
+from hssl_dist.tracking.client import connect
 
 ROOT = Path(__file__).parents[2]
 DATASETS = {"hippocampus": 260, "acdc": 200, "lidc": 383, "open-ms": 17}
@@ -74,6 +77,31 @@ def test_from_raw_files_to_scores(
         assert {row["name"] for row in rows} == set(classes.values())
         assert len(rows) % len(classes) == 0
         assert tuned["status"] == scored["status"] == "done"
+        _walk_back(output / "scores.json", tmp_path, few_cases)
+
+
+def _walk_back(scores: Path, root: Path, raw: Path) -> None:
+    """From scores to the pretraining run and to the bytes of the raw files, by what each step names."""
+    found = json.loads(scores.read_text())
+    client = connect(TrackingConfig(uri=f"sqlite:///{root}/mlflow.db"))
+    tuned = client.get_model_version(*found["model"].split("/")[1:])
+    parent = client.get_model_version(*tuned.tags["hssl.parent_model"].split("/")[1:])
+    assert client.get_run(parent.run_id).data.tags["hssl.job"] == "pretrain"
+    assert parent.run_id == tuned.tags["hssl.parent_run"]
+
+    manifests = {name: read_manifest(str(root / "store"), name) for name in DATASETS}
+    name = found["dataset"]
+    assert tuned.tags[f"hssl.manifest.{name}"] == found["manifest"] == manifests[name].sha256
+    assert {key: parent.tags[f"hssl.manifest.{key}"] for key in DATASETS} == {
+        key: manifest.sha256 for key, manifest in manifests.items()
+    }
+    by_hash = {hashlib.sha256(path.read_bytes()).hexdigest() for path in raw.rglob("*") if path.is_file()}
+    scored = {case["case"] for case in found["cases"]}
+    sources = {
+        source.sha256 for case in manifests[name].cases if case.id in scored for source in case.sources
+    }
+    assert len(sources) == 2 * len(scored)  # an image and a label each
+    assert sources <= by_hash
 
 
 @pytest.mark.slow

@@ -120,7 +120,7 @@ def test_the_card_divides_the_patients_as_the_config_says(place: Place) -> None:
     assert set(outcome.summary["patients"]) < set(split.train)
     assert len(outcome.summary["patients"]) == 2
     assert "u" not in (*split.train, *split.validation, *split.test)
-    more = place.finetune("patients", model="scratch", register_as="patients")
+    more = place.finetune("more-patients", model="scratch", register_as="patients")
     assert set(outcome.summary["patients"]) < set(more.summary["patients"])
 
 
@@ -144,7 +144,9 @@ def test_the_run_has_params_metrics_figures_and_the_config(place: Place) -> None
         "transfer.json",
     ]
     report = json.loads((artifacts / "transfer.json").read_text())
-    assert set(report) == {"loaded", "inflated", "initialised", "unused"}
+    assert set(report) == {"loaded", "inflated", "initialised", "unused", "parts"}
+    assert report["parts"] == outcome.summary["transfer_parts"]
+    assert report["parts"]["heads"] == {"initialised": 2}
 
 
 def test_equal_configs_give_equal_weights_another_seed_others(place: Place) -> None:
@@ -271,7 +273,7 @@ def test_evaluate_scores_the_test_patients_and_no_other(place: Place) -> None:
 
 def test_evaluate_on_validation_patients_repeats_the_validation(place: Place) -> None:
     trained = place.finetune("validated", register_as="validated").summary
-    outcome = place.evaluate(trained["path"], part="validation", overlap=finetune.VALIDATION_OVERLAP)
+    outcome = place.evaluate(trained["path"], part="validation", overlap=0.5)
     assert outcome.summary["dice_mean"] == pytest.approx(trained["val_dice_mean"])
     assert outcome.summary["dice"] == pytest.approx(trained["val_dice"])
     assert outcome.summary["run_id"] is None

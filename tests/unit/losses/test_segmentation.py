@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hssl_dist.losses.segmentation import DICE_EPSILON, dice_cross_entropy
+from hssl_dist.losses.segmentation import DICE_EPSILON, _coarser, dice_cross_entropy
 
 
 def reference(logits: np.ndarray, label: np.ndarray) -> float:
@@ -58,3 +58,16 @@ def test_a_perfect_prediction_costs_nothing() -> None:
 def test_half_precision_logits_give_a_float32_loss() -> None:
     logits, label = example()
     assert dice_cross_entropy(logits.bfloat16(), label).dtype == torch.float32
+
+
+@pytest.mark.parametrize("step", [(1, 2, 2), (2, 4, 4), (1, 3, 5)])
+def test_coarser_labels_are_the_nearest_to_each_centre(step: tuple[int, int, int]) -> None:
+    size = tuple(4 * factor for factor in step)
+    label = torch.arange(math.prod(size)).view(1, *size)
+    nearest = torch.nn.functional.interpolate(label[None].double(), (4, 4, 4), mode="nearest-exact")
+    assert torch.equal(_coarser(label, torch.Size((4, 4, 4))), nearest[0].long())
+
+
+def test_logits_that_do_not_divide_the_label_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"a label of \(2, 4, 4\) has no logits of \(2, 3, 4\)"):
+        dice_cross_entropy(torch.zeros(1, 2, 2, 3, 4), torch.zeros(1, 2, 4, 4, dtype=torch.uint8))

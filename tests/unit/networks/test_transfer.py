@@ -45,6 +45,11 @@ def test_every_parameter_is_accounted_for(parts: tuple[str, ...]) -> None:
         f"{len(report.loaded)} parameters loaded (0 inflated), {len(report.initialised)} new, "
         f"{len(report.unused)} of the source not used"
     )
+    for fate in ("loaded", "initialised", "unused"):
+        assert sum(part.get(fate, 0) for part in report.parts.values()) == len(getattr(report, fate))
+    assert report.parts["encoder"] == {"loaded": sum(name.startswith("encoder.") for name in source)}
+    assert report.parts["heads"] == {"initialised": 2}
+    assert "loaded" not in report.parts["projector"]
 
 
 def test_a_one_channel_stem_answers_equal_channels_alike() -> None:
@@ -83,3 +88,15 @@ def test_an_unknown_part_is_refused() -> None:
     with pytest.raises(CheckpointError) as caught:
         transfer(model, pretrained(), ("encoder", "neck"))
     assert str(caught.value) == "the model has no part 'neck'; its parts are decoder, encoder, heads"
+
+
+def test_weights_that_are_not_finite_stop_the_transfer_untouched() -> None:
+    model, source = build_segmentation_network(NETWORK, 1, 3), pretrained()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    source["encoder.stem.conv.weight"][0, 0, 0, 0, 0] = torch.inf
+    message = (
+        r"encoder\.stem\.conv\.weight of the source is not finite everywhere; choose an earlier checkpoint"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        transfer(model, source, ("encoder", "decoder"))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

@@ -1,11 +1,14 @@
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hssl_dist.config.finetune import LabelsConfig
 from hssl_dist.config.parts import SplitConfig
-from hssl_dist.errors import ConfigError
+from hssl_dist.errors import ConfigError, MissingError
 from hssl_dist.sampling import label_subset, split_manifest, split_patients
+from hssl_dist.sampling.splits import label_order, nested_sizes
 
 names = st.sets(st.text(min_size=1, max_size=8), max_size=60)
 shares = st.integers(0, 100).map(lambda percent: percent / 100)
@@ -142,3 +145,150 @@ def test_patients_who_share_a_scan_stay_together(record, manifest):
             SplitConfig(test=0.3, validation=0.3, seed=seed),
         )
         assert {parts[patient] for patient in alone.test} == {"test"}
+
+
+# ---------------------------------------------------------------------------------------------------- folds
+
+
+def folds_of(patients, k, **changes):
+    return [split_patients(patients, SplitConfig(folds=k, fold=i, **changes)) for i in range(k)]
+
+
+@given(st.sets(st.text(min_size=1, max_size=8), min_size=2, max_size=40), st.data(), seeds)
+def test_each_patient_is_set_aside_in_one_fold_alone(patients, data, seed):
+    k = data.draw(st.integers(2, len(patients)))
+    for part, other in (("test", "validation"), ("validation", "test")):
+        folds = folds_of(patients, k, fold_part=part, seed=seed, test=0.2, validation=0.1)
+        aside = [name for split in folds for name in getattr(split, part)]
+        assert len(aside) == len(set(aside))
+        assert max(len(getattr(split, part)) for split in folds) <= 1 + min(
+            len(getattr(split, part)) for split in folds
+        )
+        for split in folds:
+            assert sorted(split.train + split.validation + split.test) == sorted(patients)
+            assert split.train
+        if part == "test":
+            assert sorted(aside) == sorted(patients)
+        else:
+            assert len({getattr(split, other) for split in folds}) == 1
+            assert sorted(aside + list(folds[0].test)) == sorted(patients)
+
+
+def test_the_first_fold_is_the_split_by_shares():
+    patients = [f"p{n:02}" for n in range(40)]
+    shares = split_patients(patients, SplitConfig(test=0.2, validation=0.1, seed=4))
+
+    assert folds_of(patients, 5, validation=0.1, seed=4)[0] == shares
+    assert folds_of(patients, 8, fold_part="validation", test=0.2, seed=4)[0] == shares
+    validated = [set(split.validation) for split in folds_of(patients, 5, validation=0.1, seed=4)]
+    tested = [set(split.test) for split in folds_of(patients, 5, validation=0.1, seed=4)]
+    assert all(validated[i] < tested[i - 1] for i in range(5))
+
+
+def test_folds_beyond_the_patients_are_refused():
+    with pytest.raises(ConfigError, match=r"split\.folds is 5, but there are 3 patients to fold; lower it"):
+        split_patients("abc", SplitConfig(folds=5))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fold": 1}, "fold is 1, but folds is not given"),
+        ({"folds": 5, "fold": 5}, "fold 5 of 5 does not exist; choose one from 0 to 4"),
+        ({"folds": 5, "file": "split.json"}, "folds and file both divide the patients"),
+        ({"folds": 1}, "greater than or equal to 2"),
+    ],
+)
+def test_folds_that_make_no_sense_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        SplitConfig(**changes)
+
+
+# --------------------------------------------------------------------------------------------- fixed splits
+
+
+@pytest.fixture
+def dataset(record, manifest):
+    """Patients p0 to p4, and one without a label; p0 and p1 share a scan."""
+    fingerprints = {0: ("x",), 1: ("x",)}
+    cases = [record(f"c{n}", patient=f"p{n}", fingerprints=fingerprints.get(n, (f"{n}",))) for n in range(5)]
+    return manifest(*cases, record("c5", patient="p5", labelled=False))
+
+
+def by_file(tmp_path, dataset, content):
+    path = tmp_path / "split.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return split_manifest(dataset, SplitConfig(file=str(path)))
+
+
+def test_a_file_divides_the_patients(tmp_path, dataset):
+    lists = {"train": ["p1", "p0", "p4"], "validation": ["p3"], "test": ["p2"]}
+
+    split = by_file(tmp_path, dataset, lists)
+
+    assert (split.train, split.validation, split.test) == (("p0", "p1", "p4"), ("p3",), ("p2",))
+    assert by_file(tmp_path, dataset, {"heart": lists, "liver": {"train": ["z"]}}) == split
+    assert by_file(tmp_path, dataset, {"train": [f"p{n}" for n in range(5)]}).test == ()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            {"train": ["p0", "p1", "p9"], "validation": ["p3"], "test": ["p2", "p4", "p5"]},
+            r"lists 2 patients \('p5', 'p9'\) without a labelled case in dataset 'heart'; take them out, or",
+        ),
+        (
+            {"train": ["p0", "p1"], "test": ["p2"]},
+            r"does not list 2 patients \('p3', 'p4'\) who have labelled cases in dataset 'heart'; put",
+        ),
+        (
+            {"train": ["p0", "p1", "p3", "p4", "p2"], "test": ["p2"]},
+            r"lists 1 patient \('p2'\) twice; leave each in one part",
+        ),
+        (
+            {"train": ["p0", "p3", "p4", "p2"], "test": ["p1"]},
+            r"divides 2 patients \('p0', 'p1'\) who share a scan in dataset 'heart' into train and test; put",
+        ),
+        (
+            {"liver": {"train": ["p0"]}},
+            "has no split for dataset 'heart': liver: extra inputs are not permitted",
+        ),
+        (
+            {"train": "p0"},
+            "has no split for dataset 'heart': train: input should be a valid tuple; give lists",
+        ),
+        ("{", "is not JSON: "),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused(tmp_path, dataset, content, message):
+    with pytest.raises(ConfigError, match=rf"split\.file .*split\.json {message}"):
+        by_file(tmp_path, dataset, content)
+
+
+def test_a_file_that_is_not_there_is_missing(dataset):
+    with pytest.raises(MissingError, match=r"split\.file /nowhere\.json is not there; give the path or URL"):
+        split_manifest(dataset, SplitConfig(file="/nowhere.json"))
+
+
+# -------------------------------------------------------------------------------------------------- nesting
+
+
+@given(names, st.floats(0.001, 1), seeds)
+def test_every_subset_is_a_start_of_the_order(train, fraction, seed):
+    labels = LabelsConfig(fraction=fraction, seed=seed)
+    order, sizes = label_order(train, seed), nested_sizes(sorted(train), labels)
+
+    assert list(sizes) == sorted({0.05, 0.1, 0.25, 1.0, fraction})
+    for share, size in sizes.items():
+        assert label_subset(train, LabelsConfig(fraction=share, seed=seed)) == tuple(sorted(order[:size]))
+
+
+def test_the_order_of_labels_does_not_depend_on_the_split():
+    patients = [f"p{n}" for n in range(30)]
+    first, second = (split_patients(patients, SplitConfig(folds=5, fold=fold)) for fold in (0, 1))
+    both = set(first.train) & set(second.train)
+
+    orders = [[name for name in label_order(split.train, 3) if name in both] for split in (first, second)]
+
+    assert orders[0] == orders[1]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,12 +14,13 @@ import torch
 from torch import nn
 
 from hssl_dist.config.finetune import SupervisedConfig
-from hssl_dist.errors import ConfigError, NonFiniteError
+from hssl_dist.errors import ConfigError, Interrupted, NonFiniteError
 from hssl_dist.networks.pretraining import build_segmentation_network
 from hssl_dist.records import CaseRecord, Region
 from hssl_dist.sampling.supervised import SupervisedLoader
 from hssl_dist.segmentation import DiceMeans, dice_means
-from hssl_dist.training.supervised import SupervisedResult, run_supervised
+from hssl_dist.training.checkpoint import CheckpointStore
+from hssl_dist.training.supervised import Saving, SupervisedResult, run_supervised
 from hssl_dist.training.validation import score_cases
 from tests.case_records import record
 from tests.tiny_store import CLASSES, NETWORK, SHAPE
@@ -203,3 +205,183 @@ def test_scores_are_those_of_the_prediction_and_need_a_label() -> None:
     assert scores == {1: 1.0, 2: 0.0}
     with pytest.raises(ConfigError, match="case 'u' of dataset 'blobs' has no label to score against"):
         list(score([_record("u", labelled=False)], overlap=0.25, device=CPU))
+
+
+# ------------------------------------------------------------------------------------ stopping and going on
+
+
+class Crash(Exception):
+    """What a killed process does to a run: it ends, and nothing is saved."""
+
+
+@dataclass
+class CrashingAt(Observed):
+    step: int = 0
+
+    def on_step(self, step: int) -> None:
+        super().on_step(step)
+        if step == self.step:
+            raise Crash
+
+
+def _saving(folder: Path, should_stop: Callable[[], bool] = lambda: False, **trajectory: int) -> Saving:
+    return Saving("run", {"seed": 0, **trajectory}, CheckpointStore(str(folder)), 2, 1, should_stop)
+
+
+VARIANTS = {
+    "plain": {},
+    "averaged": {"ema_decay": 0.9},
+    "frozen first": {"freeze_steps": 5},
+    "bfloat16": {"precision": "bfloat16"},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("crash_at", [3, 6, 8])
+def test_a_run_killed_midway_goes_on_bit_for_bit(tmp_path: Path, variant: str, crash_at: int) -> None:
+    config = CONFIG.model_copy(update={"log_every_steps": 4, **VARIANTS[variant]})
+    rates = {"encoder": 0.5}
+    whole = _train(_network(), config, validate=_validate, rates=rates)
+
+    crashing = CrashingAt(step=crash_at)
+    with pytest.raises(Crash):
+        _train(
+            _network(), config, validate=_validate, rates=rates, observer=crashing, saving=_saving(tmp_path)
+        )
+    again = Observed()
+    torch.manual_seed(99)
+    resumed = _train(
+        _network(), config, validate=_validate, rates=rates, observer=again, saving=_saving(tmp_path)
+    )
+
+    assert again.steps == list(range((crash_at - 1) // 2 * 2 + 1, 9))
+    assert (resumed.step, resumed.validation, resumed.steps) == (whole.step, whole.validation, whole.steps)
+    assert [_losses(metrics) for metrics in resumed.history] == [
+        _losses(metrics) for metrics in whole.history
+    ]
+    assert all(torch.equal(value, resumed.state[name]) for name, value in whole.state.items())
+
+
+def _losses(entry: tuple[int, dict[str, float]]) -> tuple[int, dict[str, float]]:
+    """A logged step without what the clock says."""
+    step, metrics = entry
+    return step, {key: value for key, value in metrics.items() if not key.endswith("_s")}
+
+
+def test_a_stop_is_saved_at_once_and_a_finished_run_trains_no_more(tmp_path: Path) -> None:
+    seen = Observed()
+    stop = _saving(tmp_path, lambda: len(seen.steps) == 3)
+    with pytest.raises(Interrupted, match="stopped after step 3; run it again to go on"):
+        _train(_network(), validate=_validate, observer=seen, saving=stop)
+    assert CheckpointStore(str(tmp_path)).latest() == 3
+    first = _train(_network(), validate=_validate, saving=_saving(tmp_path))
+    again = Observed()
+    second = _train(_network(), validate=_validate, observer=again, saving=_saving(tmp_path))
+    assert again.steps == []
+    assert second.validation == first.validation
+    assert all(torch.equal(value, second.state[name]) for name, value in first.state.items())
+
+
+def test_another_run_is_not_taken_for_this_one(tmp_path: Path) -> None:
+    _train(_network(), saving=_saving(tmp_path))
+    with pytest.raises(ConfigError, match="run 'run' was started with labels = nothing, it is now 3; give"):
+        _train(_network(), saving=_saving(tmp_path, labels=3))
+
+
+def test_training_stops_when_patience_runs_out_also_after_a_crash(tmp_path: Path) -> None:
+    scores = {1: 0.2, 2: 0.5, 3: 0.4, 4: 0.5, 5: 0.9}
+    config = CONFIG.model_copy(update={"validate_every": 1, "patience": 2})
+
+    def validations() -> Callable[[nn.Module], DiceMeans]:
+        numbers = iter(scores)
+        return lambda _: DiceMeans({1: (score := scores[next(numbers)])}, score)
+
+    observer = Observed()
+    result = _train(_network(), config, validate=validations(), observer=observer, saving=_saving(tmp_path))
+    assert observer.steps == [1, 2, 3, 4]
+    assert (result.step, result.steps, result.validation) == (2, 4, DiceMeans({1: 0.5}, 0.5))
+    again = Observed()
+    resumed = _train(_network(), config, validate=validations(), observer=again, saving=_saving(tmp_path))
+    assert again.steps == []
+    assert (resumed.step, resumed.steps) == (2, 4)
+    assert all(torch.equal(value, resumed.state[name]) for name, value in result.state.items())
+
+
+def test_validations_without_a_score_do_not_try_patience() -> None:
+    config = CONFIG.model_copy(update={"validate_every": 1, "patience": 1})
+    result = _train(_network(), config, validate=lambda _: DiceMeans({1: math.nan}, math.nan))
+    assert result.steps == CONFIG.steps
+
+
+# -------------------------------------------------------------------------------------------- part settings
+
+
+def test_what_was_taken_from_a_model_is_frozen_for_the_first_steps() -> None:
+    start = {name: value.clone() for name, value in _network().state_dict().items()}
+    moved: dict[int, set[str]] = {}
+
+    def look(network: nn.Module) -> DiceMeans:
+        state = network.state_dict()
+        moved[len(moved) + 1] = {n.partition(".")[0] for n in state if not torch.equal(state[n], start[n])}
+        return DiceMeans({1: 0.5}, 0.5)
+
+    config = CONFIG.model_copy(update={"validate_every": 1, "freeze_steps": 3})
+    _train(_network(), config, validate=look, rates={"encoder": 1.0, "decoder": 0.0})
+    assert [moved[step] for step in (1, 3)] == [{"heads"}, {"heads"}]
+    assert moved[4] == moved[8] == {"heads", "encoder"}
+
+
+def test_the_longest_beginning_of_a_name_gives_its_rate() -> None:
+    start = {name: value.clone() for name, value in _network().state_dict().items()}
+    state = _train(_network(), rates={"encoder": 0.0, "encoder.stages.1": 1.0}).state
+    still = {name for name in state if torch.equal(state[name], start[name])}
+    # The stages' last norms start at zero, so the first step leaves what lies behind them as it is.
+    assert {name for name in start if name.startswith(("encoder.stem", "encoder.stages.0"))} <= still
+    assert not {name for name in still if name.startswith(("encoder.stages.1", "decoder", "heads"))}
+
+
+def test_without_deep_supervision_only_the_finest_head_learns() -> None:
+    torch.manual_seed(0)
+    config = NETWORK.model_copy(
+        update={
+            "widths": (4, 8, 8),
+            "strides": (*NETWORK.strides, (1, 2, 2)),
+            "kernels": (*NETWORK.kernels, (3, 3, 3)),
+            "encoder_blocks": (1, 1, 1),
+            "decoder_blocks": (1, 1),
+        }
+    )
+    network = build_segmentation_network(config, in_channels=1, classes=3, deep_supervision=False)
+    before = {name: value.clone() for name, value in network.heads.state_dict().items()}
+    after = _train(network).state
+    assert isinstance(network.train()(torch.zeros(1, 1, 4, 8, 8)), torch.Tensor)
+    changed = {name for name, value in before.items() if not torch.equal(value, after[f"heads.{name}"])}
+    assert changed == {"1.weight", "1.bias"}
+
+
+def test_the_average_is_what_is_validated_and_kept() -> None:
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def look(network: nn.Module) -> DiceMeans:
+        seen.append({name: value.clone() for name, value in network.state_dict().items()})
+        return DiceMeans({1: 0.1 * len(seen)}, 0.1 * len(seen))
+
+    each = CONFIG.model_copy(update={"validate_every": 1})
+    _train(_network(), each, validate=look)
+    plain, seen = seen, []
+    result = _train(_network(), each.model_copy(update={"ema_decay": 0.3}), validate=look)
+    average = {name: value.clone() for name, value in _network().state_dict().items()}
+    for step, (weights, found) in enumerate(zip(plain, seen, strict=True), 1):
+        decay = min(0.3, (1 + step) / (10 + step))
+        average = {name: decay * value + (1 - decay) * weights[name] for name, value in average.items()}
+        for name, value in found.items():
+            torch.testing.assert_close(value, average[name], rtol=1e-5, atol=1e-7)
+    assert all(torch.equal(value, seen[-1][name]) for name, value in result.state.items())
+
+
+def test_lower_precision_learns_with_weights_in_full_precision() -> None:
+    config = CONFIG.model_copy(update={"precision": "bfloat16", "steps": 60, "learning_rate": 5e-2})
+    result = _train(_network(), config, validate=_validate)
+    assert {value.dtype for value in result.state.values()} == {torch.float32}
+    assert result.validation is not None
+    assert result.validation.overall > 0.7

@@ -1,0 +1,25 @@
+"""What tells a pretraining run from another: a split file counts by what it says, not by where it lies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hssl_dist.config.parts import SplitConfig
+from hssl_dist.config.pretrain import PretrainConfig, SamplingConfig
+from hssl_dist.training.trajectory import trajectory_hash
+
+
+def test_a_split_file_counts_by_its_content(tmp_path: Path) -> None:
+    def hashed(name: str, content: str) -> str:
+        (tmp_path / name).write_text(content)
+        split = SplitConfig(file=str(tmp_path / name))
+        return trajectory_hash(PretrainConfig(sampling=SamplingConfig(exclude_test=split)), {})
+
+    first = hashed("one.json", '{"test": ["p1"]}')
+    assert hashed("two.json", '{"test": ["p1"]}') == first
+    assert hashed("one.json", '{"test": ["p2"]}') != first
+
+
+def test_a_split_without_a_file_has_the_hash_it_always_had() -> None:
+    plain = PretrainConfig(sampling=SamplingConfig(exclude_test=SplitConfig(test=0.3)))
+    assert trajectory_hash(plain, {}) == trajectory_hash(plain.model_copy(update={"name": "other"}), {})
