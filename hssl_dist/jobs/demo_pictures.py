@@ -7,7 +7,7 @@ from typing import Any
 
 from hssl_dist.config.evaluate import EvaluateConfig
 from hssl_dist.jobs.hardware import use_hardware
-from hssl_dist.networks.weights import build_from_card, load_model, load_state
+from hssl_dist.networks.weights import build_from_card, load_model, load_state, patch_size_of
 from hssl_dist.report.montage import fullest_slice, montage
 from hssl_dist.segmentation import predict
 from hssl_dist.store import open_reader, read_manifest
@@ -21,7 +21,6 @@ def draw_cases(config: EvaluateConfig, scores: Mapping[str, Any]) -> bytes:
     card, state = load_model(fetched.folder)
     network = build_from_card(card).to(device)
     load_state(network, state)
-    z, y, x = card.extra["patch_size"]
     reader = open_reader(config.store.url)
     records = {
         record.id: record for record in read_manifest(config.store.url, scores["lineage"]["dataset"]).cases
@@ -31,7 +30,7 @@ def draw_cases(config: EvaluateConfig, scores: Mapping[str, Any]) -> bytes:
         record = records[case["case"]]
         image, label = reader.image(record), reader.label(record)
         background = [intensity.background for intensity in record.intensities]
-        prediction = predict(network, image, (z, y, x), config.overlap, device, background)
+        prediction = predict(network, image, patch_size_of(card), config.overlap, device, background)
         at = fullest_slice(label, record.shape[0])
         slices += [
             (f"{name}: {record.id}", image[0, at], None),

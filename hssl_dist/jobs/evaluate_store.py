@@ -17,7 +17,7 @@ from hssl_dist.config.evaluate import EvaluateConfig
 from hssl_dist.config.parts import SplitConfig
 from hssl_dist.errors import CheckpointError, ConfigError, MissingError
 from hssl_dist.jobs.evaluate_inputs import Example
-from hssl_dist.networks.weights import ModelCard, build_from_card, load_model, load_state
+from hssl_dist.networks.weights import ModelCard, build_from_card, load_model, load_state, patch_size_of
 from hssl_dist.records import CaseRecord, Manifest
 from hssl_dist.sampling.splits import labelled_cases, labelled_patients, split_manifest
 from hssl_dist.segmentation import predict
@@ -100,10 +100,11 @@ class StoredInputs:
         return channel
 
     def _predict(self, record: CaseRecord) -> UInt8[np.ndarray, "z y x"]:
-        z, y, x = self.card.extra["patch_size"]
         background = [intensity.background for intensity in record.intensities]
         image = self._reader.image(record)
-        return predict(self._network, image, (z, y, x), self._overlap, self._device, background)
+        return predict(
+            self._network, image, patch_size_of(self.card), self._overlap, self._device, background
+        )
 
 
 def _dataset_of(config: EvaluateConfig, card: ModelCard) -> str:

@@ -315,7 +315,6 @@ def _card(
         metrics={key: value for key, value in metrics.items() if not math.isnan(value)},
         lineage=origin,
         extra={
-            "patch_size": list(config.training.patch_size),
             "run_id": run_id,
             "seed": config.seed,
             "best_step": result.step,

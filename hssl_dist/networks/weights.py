@@ -120,6 +120,13 @@ def network_config(card: ModelCard) -> NetworkConfig:
         ) from error
 
 
+def patch_size_of(card: ModelCard) -> Shape:
+    """The size of the patches the model was trained on. Raises CheckpointError if its card doesn't say."""
+    if card.patch_size is None:
+        raise CheckpointError("the model's card does not say its patch_size; fine-tune it again")
+    return card.patch_size
+
+
 def class_count(classes: Mapping[int, str]) -> int:
     """Outputs of a network for label values `classes`: one for each value up to the largest, and 0."""
     return 1 + max(classes)
