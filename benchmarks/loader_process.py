@@ -59,7 +59,7 @@ ARMS: dict[str, tuple[str, str, tuple[str, ...]]] = {
 
 _PRELOADED = ["torch", "monai.data", "monai.transforms", "hssl_dist.sampling", "benchmarks.loader_peers"]
 _SAMPLE_S = 0.1
-_LOOKED_AT_S = 0.5
+_LOOKED_AT_S = 1.5
 _CHECKED_S = 90.0
 _GRACE_S = 10.0
 
@@ -191,7 +191,6 @@ def _measure(
     count = _deliver_for(delivery, warm_s)
     steady = stretch.window(count)
 
-    events.send("watched")
     digests: dict[str, str] = {}
     wanted, stop_s = {key(patch) for patch in draws.patches}, time.perf_counter() + _CHECKED_S
     while wanted and time.perf_counter() < stop_s:  # workers deliver in any order, and again and again

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
+from hssl_dist import files
 from hssl_dist.config.parts import CacheConfig
 from hssl_dist.errors import StoreError
 from hssl_dist.records import CaseRecord, Region, Scaling
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 Pairs = Sequence[tuple[CaseRecord, Region]]
 
-_FILLS = 8  # volumes filled at once; each has all its chunks in flight
+_MOST_FILLS = 8  # volumes decoded into the cache at once; each has all its chunks in flight
 _MOST_CROPPERS = 8
 _ALONE_BYTES = 2 << 20  # of output, below which one thread is done before others would have started
 
@@ -165,7 +166,9 @@ class StoreReader:
         self._counter = Counter()
         self._croppers = min(_MOST_CROPPERS, len(os.sched_getaffinity(0)))
         self._crops = ThreadPoolExecutor(self._croppers, thread_name_prefix="crop")
-        self._fills = ThreadPoolExecutor(_FILLS, thread_name_prefix="fill")
+        # A volume keeps two cores busy by itself; only the latency of a network is worth more of them at once.
+        fills = max(1, self._croppers // 2) if files.is_local(root) else _MOST_FILLS
+        self._fills = ThreadPoolExecutor(min(fills, _MOST_FILLS), thread_name_prefix="fill")
 
     def image(self, record: CaseRecord) -> Float32[np.ndarray, "channel z y x"]:
         """See `Reader`."""
