@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel
+import numpy as np
 import pytest
 import zarr
 from ome_zarr_models import open_ome_zarr
@@ -23,6 +25,8 @@ FEW = {
     "LIDC_nodules": ("LIDC-IDRI-000?_*",),
     "open_ms_bids": ("dataset_description.json", "participants.tsv", "sub-07_*", "sub-101_*"),
 }
+
+FOLDERS = {"hippocampus": "Task04_Hippocampus", "acdc": "Dataset027_ACDC"}
 
 pytestmark = pytest.mark.real
 
@@ -74,6 +78,31 @@ def test_from_raw_files_to_scores(
         assert {row["name"] for row in rows} == set(classes.values())
         assert len(rows) % len(classes) == 0
         assert tuned["status"] == scored["status"] == "done"
+        predict_and_compare(few_cases / FOLDERS[dataset], tmp_path, dataset, run_verb, places)
+
+
+def predict_and_compare(
+    root: Path, place: Path, dataset: str, run_verb: Callable[..., dict[str, Any]], places: tuple[str, ...]
+) -> None:
+    """Label maps of all training images lie on their images' grids, and on their labels'."""
+    labels = place / f"labels-{dataset}"
+    predicted = run_verb(
+        "predict", "--model", f"models:/hssl-{dataset}@latest", *places[2:],
+        "--input", str(root / "imagesTr"), "--output", str(labels),
+    )  # fmt: skip
+    assert predicted["cases"] == predicted["predicted"] > 0
+    assert sorted(path.name for path in labels.glob("*.nii.gz")) == sorted(
+        path.name for path in (root / "labelsTr").iterdir()
+    )
+    for path in labels.glob("*.nii.gz"):
+        found = nibabel.load(path)
+        image = nibabel.load(next((root / "imagesTr").glob(f"{path.name.removesuffix('.nii.gz')}*")))
+        assert found.shape == image.shape
+        for code in ("qform_code", "sform_code"):
+            assert found.header[code] == image.header[code]
+        np.testing.assert_array_equal(found.affine, image.affine)
+        np.testing.assert_array_equal(found.header.get_qform(), image.header.get_qform())
+        np.testing.assert_array_equal(found.header.get_zooms(), image.header.get_zooms())
 
 
 @pytest.mark.slow
