@@ -1,4 +1,4 @@
-"""python -m benchmarks.restoring --model MODEL --source DATASET_FOLDER --layout nnunet --parts test
+"""python -m benchmarks.restoring --config benchmarks/restoring.yaml --models MODEL MODEL ...
 
 Ways from a network's logits, on the grid it sees, to labels on the source files' grid: Dice there, against
 the labels as they were drawn. One forward pass per case serves all ways, and they are compared by patient.
@@ -18,8 +18,9 @@ import nibabel
 import numpy as np
 import torch
 
+from hssl_dist.config.loading import load_config
 from hssl_dist.config.parts import TrackingConfig
-from hssl_dist.config.preprocess import DatasetConfig
+from hssl_dist.config.preprocess import PreprocessConfig
 from hssl_dist.datasets import discover
 from hssl_dist.imaging import load_case, prepare, restore, restore_scores
 from hssl_dist.imaging.orientation import from_ras
@@ -71,44 +72,36 @@ WAYS: dict[str, Callable[[Logits, Geometry], Label]] = {
 def main() -> None:
     """Print the table and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--source", required=True, help="the dataset the model was fine-tuned on")
-    parser.add_argument("--layout", default="nnunet")
-    parser.add_argument("--patient_pattern", default=None)
-    parser.add_argument("--parts", nargs="+", default=["test"])
-    parser.add_argument("--cases", type=int, default=None, help="at most so many")
+    parser.add_argument("--models", required=True, nargs="+", help="folders, or what else `evaluate` takes")
+    parser.add_argument("--config", required=True, help="what their datasets were preprocessed by")
+    parser.add_argument("--parts", nargs="+", default=["test"], help="patients the models' cards set aside")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/restoring.json"))
     words = parser.parse_args()
     torch.set_num_threads(1)
+    config = load_config(PreprocessConfig, "benchmarks.restoring", ["--config", words.config])
+    reports = [_measure(model, config, words.parts) for model in words.models]
+    words.output.parent.mkdir(parents=True, exist_ok=True)
+    words.output.write_text(json.dumps(reports, indent=2, sort_keys=True) + "\n")
+    print("\n\n".join(map(_table, reports)))  # noqa: T201
+
+
+def _measure(model: str, config: PreprocessConfig, parts: Sequence[str]) -> dict[str, Any]:
+    """One model on the labelled cases of the patients that its card set aside."""
     tracking = TrackingConfig()
-    segmenter = load_segmenter(tracking, words.model, torch.device("cpu"))
-    cases = _cases(words, tracking)[: words.cases]
+    segmenter = load_segmenter(tracking, model, torch.device("cpu"))
+    card, _ = load_model(fetch_model(tracking, model).folder)
+    assert card.split is not None
+    patients = {patient for part in parts for patient in card.split[part]}
+    (dataset,) = [dataset for dataset in config.datasets if dataset.name == card.dataset]
+    found = discover(dataset, config.source_root).cases
+    cases = [case for case in found if case.patient in patients and case.label is not None]
     scores: dict[str, list[dict[int, float]]] = {way: [] for way in WAYS}
     seconds = dict.fromkeys(WAYS, 0.0)
     for case in cases:
-        for way, (found, spent_s) in _compare(segmenter, case).items():
-            scores[way].append(found)
+        for way, (dices, spent_s) in _compare(segmenter, case).items():
+            scores[way].append(dices)
             seconds[way] += spent_s
-    report = _report(segmenter, cases, scores, seconds)
-    words.output.parent.mkdir(parents=True, exist_ok=True)
-    words.output.write_text(json.dumps(report, indent=2, sort_keys=True) + "\n")
-    print(_table(report))  # noqa: T201
-
-
-def _cases(words: argparse.Namespace, tracking: TrackingConfig) -> list[Case]:
-    """The labelled cases of the patients that the model's card set aside."""
-    card, _ = load_model(fetch_model(tracking, words.model).folder)
-    assert card.split is not None
-    patients = {patient for part in words.parts for patient in card.split[part]}
-    config = DatasetConfig(
-        name=card.dataset or "dataset",
-        layout=words.layout,
-        source=str(Path(words.source).absolute()),
-        group="any",
-        patient_pattern=words.patient_pattern,
-    )
-    found = discover(config, "/").cases
-    return [case for case in found if case.patient in patients and case.label is not None]
+    return {"dataset": dataset.name, **_report(segmenter, cases, scores, seconds)}
 
 
 def _compare(segmenter: Segmenter, case: Case) -> dict[str, tuple[dict[int, float], float]]:
@@ -155,7 +148,7 @@ def _report(
             "interval": [100 * low, 100 * high],
             "seconds_per_case": seconds[way] / len(cases),
         }
-    return {"model": segmenter.uri, "cases": len(cases), "patients": len(patients), "ways": ways}
+    return {"cases": len(cases), "patients": len(patients), "ways": ways}
 
 
 def _mean(found: dict[int, float]) -> float:
@@ -173,7 +166,7 @@ def _interval(values: list[float]) -> tuple[float, float]:
 
 def _table(report: dict[str, Any]) -> str:
     lines = [
-        f"{report['cases']} cases of {report['patients']} patients, {report['model']}",
+        f"{report['dataset']}: {report['cases']} cases of {report['patients']} patients",
         "| way | Dice | difference | CPU s |",
         "|---|---|---|---|",
     ]

@@ -94,8 +94,8 @@ def run(config: PredictConfig, console: Console) -> Outcome:
 
 
 def _check_output(config: PredictConfig, inputs: Inputs) -> None:
-    places = {_place(inputs.folder), _place(config.input)}
-    if _place(config.output) in places:
+    folders = {posixpath.dirname(url) for case in inputs.cases for url in case.images}
+    if _place(config.output) in {_place(url) for url in (config.input, *folders)}:
         raise ConfigError(
             f"output {files.shown(config.output)} is the input's folder; choose another, so that no image is "
             "replaced"

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel
+import numpy as np
 import pytest
 import zarr
 from ome_zarr_models import open_ome_zarr
@@ -26,6 +28,8 @@ FEW = {
     "LIDC_nodules": ("LIDC-IDRI-000?_*",),
     "open_ms_bids": ("dataset_description.json", "participants.tsv", "sub-07_*", "sub-101_*"),
 }
+
+FOLDERS = {"hippocampus": "Task04_Hippocampus", "acdc": "Dataset027_ACDC"}
 
 pytestmark = pytest.mark.real
 
@@ -78,20 +82,22 @@ def test_from_raw_files_to_scores(
         assert len(rows) % len(classes) == 0
         assert tuned["status"] == scored["status"] == "done"
         _walk_back(output / "scores.json", tmp_path, few_cases)
+        predict_and_compare(few_cases / FOLDERS[dataset], tmp_path, dataset, run_verb, places)
 
 
 def _walk_back(scores: Path, root: Path, raw: Path) -> None:
     """From scores to the pretraining run and to the bytes of the raw files, by what each step names."""
     found = json.loads(scores.read_text())
+    lineage = found["lineage"]
     client = connect(TrackingConfig(uri=f"sqlite:///{root}/mlflow.db"))
-    tuned = client.get_model_version(*found["model"].split("/")[1:])
+    tuned = client.get_model_version(*lineage["model"].split("/")[1:])
     parent = client.get_model_version(*tuned.tags["hssl.parent_model"].split("/")[1:])
     assert client.get_run(parent.run_id).data.tags["hssl.job"] == "pretrain"
     assert parent.run_id == tuned.tags["hssl.parent_run"]
 
     manifests = {name: read_manifest(str(root / "store"), name) for name in DATASETS}
-    name = found["dataset"]
-    assert tuned.tags[f"hssl.manifest.{name}"] == found["manifest"] == manifests[name].sha256
+    name = lineage["dataset"]
+    assert tuned.tags[f"hssl.manifest.{name}"] == lineage["manifest"] == manifests[name].sha256
     assert {key: parent.tags[f"hssl.manifest.{key}"] for key in DATASETS} == {
         key: manifest.sha256 for key, manifest in manifests.items()
     }
@@ -102,6 +108,30 @@ def _walk_back(scores: Path, root: Path, raw: Path) -> None:
     }
     assert len(sources) == 2 * len(scored)  # an image and a label each
     assert sources <= by_hash
+
+
+def predict_and_compare(
+    root: Path, place: Path, dataset: str, run_verb: Callable[..., dict[str, Any]], places: tuple[str, ...]
+) -> None:
+    """Label maps of all training images lie on their images' grids, and on their labels'."""
+    labels = place / f"labels-{dataset}"
+    predicted = run_verb(
+        "predict", "--model", f"models:/hssl-{dataset}@latest", *places[2:],
+        "--input", str(root / "imagesTr"), "--output", str(labels),
+    )  # fmt: skip
+    assert predicted["cases"] == predicted["predicted"] > 0
+    assert sorted(path.name for path in labels.glob("*.nii.gz")) == sorted(
+        path.name for path in (root / "labelsTr").iterdir()
+    )
+    for path in labels.glob("*.nii.gz"):
+        found = nibabel.load(path)
+        image = nibabel.load(next((root / "imagesTr").glob(f"{path.name.removesuffix('.nii.gz')}*")))
+        assert found.shape == image.shape
+        for code in ("qform_code", "sform_code"):
+            assert found.header[code] == image.header[code]
+        np.testing.assert_array_equal(found.affine, image.affine)
+        np.testing.assert_array_equal(found.header.get_qform(), image.header.get_qform())
+        np.testing.assert_array_equal(found.header.get_zooms(), image.header.get_zooms())
 
 
 @pytest.mark.slow

@@ -31,6 +31,7 @@ from hssl_dist.networks.pretraining import build_pretraining_network
 from hssl_dist.networks.weights import ModelCard, load_model, save_model
 from hssl_dist.records import Case, Outcome
 from hssl_dist.segmentation import Windows
+from tests.dicom_files import series, volume, write_files
 from tests.tiny_model import LINEAGE, recipe_of, save_tiny_model, write_scan
 from tests.tiny_store import NETWORK
 
@@ -203,6 +204,9 @@ def test_an_output_that_is_the_input_or_no_folder(scans, tmp_path):
         assert str(caught.value) == (
             f"output {shown} is the input's folder; choose another, so that no image is replaced"
         )
+    write_files(tmp_path / "dicom/anna", series(volume()))
+    with pytest.raises(ConfigError, match=r"dicom/anna is the input's folder"):
+        run(model, tmp_path / "dicom", tmp_path / "dicom/anna")
     assert (scans / "a.nii.gz").read_bytes() == before
     assert [path.name for path in scans.iterdir()] == ["a.nii.gz"]
     (tmp_path / "file").write_bytes(b"x")

@@ -14,7 +14,7 @@ from hssl_dist import files
 from hssl_dist.jobs.predict_cases import PredictionRecord
 from tests.tiny_model import save_tiny_model, write_scan
 
-CASES = 12
+CASES = 8
 
 
 def start(model: str, scans: Path, output: Path) -> subprocess.Popen[str]:
@@ -32,7 +32,7 @@ def start(model: str, scans: Path, output: Path) -> subprocess.Popen[str]:
 def test_a_killed_run_is_completed_to_the_same_bytes(tmp_path):
     model = save_tiny_model(tmp_path / "model", patch_size=(16, 32, 32))
     for number in range(CASES):
-        write_scan(tmp_path / f"scans/s{number:02}.nii.gz", number, (60, 60, 40))
+        write_scan(tmp_path / f"scans/s{number:02}.nii.gz", number, (44, 40, 24))
     output = tmp_path / "killed"
     process = start(model, tmp_path / "scans", output)
     deadline = time.monotonic() + 60

@@ -96,13 +96,13 @@ def test_memory_grows_by_the_volume_not_by_its_logits(tmp_path):
     classes = 30
     model = save_network(tmp_path / "model", (16, 64, 64), classes)
     peaks, voxels = [], []
-    for depth in (40, 120):
-        shape = (depth, 192, 192)
+    for depth in (32, 112):
+        shape = (depth, 128, 128)
         case = generated_case(tmp_path / "scans", f"d{depth}", shape, SPACING_MM)
         peaks.append(peak_of(model, case.images[0], tmp_path / f"out{depth}"))
         voxels.append(math.prod(shape))
     logits_bytes = 4 * classes * (voxels[1] - voxels[0])
-    assert peaks[1] - peaks[0] < logits_bytes / 4
+    assert peaks[1] - peaks[0] < logits_bytes / 2
 
 
 @pytest.mark.slow
