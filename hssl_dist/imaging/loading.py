@@ -11,7 +11,9 @@ from jaxtyping import Shaped, UInt8
 
 from hssl_dist.errors import InputError
 from hssl_dist.imaging.orientation import ras_spacing_mm, to_ras
+from hssl_dist.imaging.slabs import slabs
 from hssl_dist.imaging.source import SourceHeader, SourceImage, read_source
+from hssl_dist.imaging.tissue import value_range
 from hssl_dist.records import Case, Geometry, Scaling, Shape, Volume
 
 Numbers = np.ndarray[Any, np.dtype[Any]]
@@ -112,8 +114,9 @@ def _take(sources: list[SourceImage]) -> tuple[Numbers, Scaling]:
             if image is None:
                 image = np.empty((source.header.channels + len(sources), *oriented.shape), dtype)
             with np.errstate(over="ignore", invalid="ignore"):
-                for plane, numbers in zip(image[index], oriented, strict=True):
-                    plane[...] = numbers if exact else _scaling(source.header).values(numbers)
+                for slab in slabs(oriented.shape):
+                    part = oriented[slab]
+                    image[index, slab] = part if exact else _scaling(source.header).values(part)
                 _check_values(image[index], scaling, source.name)
             index += 1
     if image is None:
@@ -127,9 +130,11 @@ def _scaling(header: SourceHeader) -> Scaling:
 
 def _check_values(channel: Shaped[np.ndarray, "z y x"], scaling: Scaling, name: str) -> None:
     """Raise InputError unless all intensities are finite, possible, and some differ."""
-    low, high = (float(scaling.values(number)) for number in (channel.min(), channel.max()))
+    low, high = value_range(channel, scaling)
     if not (math.isfinite(low) and math.isfinite(high)):
-        finite = sum(np.count_nonzero(np.isfinite(scaling.values(plane))) for plane in channel)
+        finite = sum(
+            np.count_nonzero(np.isfinite(scaling.values(channel[slab]))) for slab in slabs(channel.shape)
+        )
         raise InputError(f"{name}: {channel.size - finite} of {channel.size} voxels are NaN or infinite")
     if max(-low, high) > MAX_INTENSITY:
         raise InputError(
@@ -152,7 +157,8 @@ def _load_label(
     label = np.empty(oriented.shape, dtype=np.uint8)
     declared = {0, *classes}
     undeclared: set[int] = set()
-    for plane, numbers in zip(label, oriented, strict=True):
+    for slab in slabs(label.shape):
+        numbers = np.ascontiguousarray(oriented[slab])
         values = (
             numbers
             if scaling == Scaling()
@@ -162,7 +168,7 @@ def _load_label(
         undeclared |= _undeclared(whole, declared)
         if undeclared:
             break
-        plane[...] = whole
+        label[slab] = whole
     if undeclared:
         shown = ", ".join(str(value) for value in sorted(undeclared)[:5])
         names = ", ".join(str(value) for value in sorted(declared))
@@ -170,20 +176,20 @@ def _load_label(
     return label
 
 
-def _undeclared(whole: Shaped[np.ndarray, "y x"], declared: set[int]) -> set[int]:
-    """The values of a plane that are not declared."""
+def _undeclared(whole: Shaped[np.ndarray, "planes y x"], declared: set[int]) -> set[int]:
+    """The values of some planes that are not declared."""
     low, high = int(whole.min()), int(whole.max())
     if high - low < len(declared) and declared.issuperset(range(low, high + 1)):
-        return set()  # without sorting the plane
+        return set()  # without sorting the planes
     return {int(value) for value in np.unique(whole)} - declared
 
 
-def _whole_numbers(values: Shaped[np.ndarray, "y x"], name: str) -> Shaped[np.ndarray, "y x"]:
+def _whole_numbers(values: Shaped[np.ndarray, "planes y x"], name: str) -> Shaped[np.ndarray, "planes y x"]:
     if values.dtype.kind != "f":
         return values
     if not np.isfinite(values).all():
         raise InputError(f"{name}: the label has NaN or infinite voxels")
-    whole: Shaped[np.ndarray, "y x"] = np.rint(values)
+    whole: Shaped[np.ndarray, "planes y x"] = np.rint(values)
     gap = np.abs(values - whole)
     if gap.max() > LABEL_TOLERANCE:
         raise InputError(f"{name}: the label holds {values.flat[gap.argmax()]:g}; whole numbers are needed")
