@@ -214,7 +214,9 @@ def resampling(
         for (image, label), (geometry, _) in zip(crops, group.plans, strict=True):
             old_mm, new_mm, shape = geometry.oriented_spacing_mm, geometry.spacing_mm, geometry.shape
             if who == "ours":
-                slabs = resample_image(image.__getitem__, image.shape, old_mm, shape, new_mm)
+                slabs = resample_image(
+                    lambda a, b, image=image: image[a:b], image.shape, old_mm, shape, new_mm
+                )
                 images.append(np.concatenate([slab.clip(image.min(), image.max()) for slab in slabs]))
                 labels += [] if label is None else [resample_label(label, old_mm, shape, new_mm)]
                 continue

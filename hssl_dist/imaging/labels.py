@@ -10,6 +10,7 @@ from jaxtyping import Shaped, UInt8
 
 from hssl_dist.errors import InputError
 from hssl_dist.imaging.orientation import ras_spacing_mm, to_ras
+from hssl_dist.imaging.slabs import slabs
 from hssl_dist.imaging.source import SourceHeader, SourceImage, read_source
 from hssl_dist.records import Scaling
 
@@ -69,7 +70,8 @@ def decode_label(source: SourceImage, classes: Iterable[int] | None) -> UInt8[np
     label = np.empty(oriented.shape, dtype=np.uint8)
     declared = {0, *(range(1, _HIGHEST + 1) if classes is None else classes)}
     undeclared: set[int] = set()
-    for plane, numbers in zip(label, oriented, strict=True):
+    for slab in slabs(label.shape):
+        numbers = np.ascontiguousarray(oriented[slab])
         values = (
             numbers
             if scaling == Scaling()
@@ -79,7 +81,7 @@ def decode_label(source: SourceImage, classes: Iterable[int] | None) -> UInt8[np
         undeclared |= _undeclared(whole, declared)
         if undeclared:
             break
-        plane[...] = whole
+        label[slab] = whole
     if undeclared:
         shown = ", ".join(str(value) for value in sorted(undeclared)[:5])
         names = f"0 to {_HIGHEST}" if classes is None else ", ".join(str(value) for value in sorted(declared))
@@ -87,20 +89,20 @@ def decode_label(source: SourceImage, classes: Iterable[int] | None) -> UInt8[np
     return label
 
 
-def _undeclared(whole: Shaped[np.ndarray, "y x"], declared: set[int]) -> set[int]:
-    """The values of a plane that are not declared."""
+def _undeclared(whole: Shaped[np.ndarray, "planes y x"], declared: set[int]) -> set[int]:
+    """The values of some planes that are not declared."""
     low, high = int(whole.min()), int(whole.max())
     if high - low < len(declared) and declared.issuperset(range(low, high + 1)):
-        return set()  # without sorting the plane
+        return set()  # without sorting the planes
     return {int(value) for value in np.unique(whole)} - declared
 
 
-def _whole_numbers(values: Shaped[np.ndarray, "y x"], name: str) -> Shaped[np.ndarray, "y x"]:
+def _whole_numbers(values: Shaped[np.ndarray, "planes y x"], name: str) -> Shaped[np.ndarray, "planes y x"]:
     if values.dtype.kind != "f":
         return values
     if not np.isfinite(values).all():
         raise InputError(f"{name}: the label has NaN or infinite voxels")
-    whole: Shaped[np.ndarray, "y x"] = np.rint(values)
+    whole: Shaped[np.ndarray, "planes y x"] = np.rint(values)
     gap = np.abs(values - whole)
     if gap.max() > LABEL_TOLERANCE:
         raise InputError(f"{name}: the label holds {values.flat[gap.argmax()]:g}; whole numbers are needed")

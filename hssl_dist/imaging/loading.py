@@ -11,7 +11,9 @@ from jaxtyping import Shaped
 from hssl_dist.errors import InputError
 from hssl_dist.imaging.labels import check_grid, load_label
 from hssl_dist.imaging.orientation import ras_spacing_mm, to_ras
+from hssl_dist.imaging.slabs import slabs
 from hssl_dist.imaging.source import SourceHeader, SourceImage, read_source
+from hssl_dist.imaging.tissue import value_range
 from hssl_dist.records import Case, Geometry, Scaling, Shape, Volume
 
 Numbers = np.ndarray[Any, np.dtype[Any]]
@@ -90,8 +92,9 @@ def _take(sources: list[SourceImage]) -> tuple[Numbers, Scaling]:
             if image is None:
                 image = np.empty((source.header.channels + len(sources), *oriented.shape), dtype)
             with np.errstate(over="ignore", invalid="ignore"):
-                for plane, numbers in zip(image[index], oriented, strict=True):
-                    plane[...] = numbers if exact else source.header.scaling.values(numbers)
+                for slab in slabs(oriented.shape):
+                    part = oriented[slab]
+                    image[index, slab] = part if exact else source.header.scaling.values(part)
                 _check_values(image[index], scaling, source.name)
             index += 1
     if image is None:
@@ -101,9 +104,11 @@ def _take(sources: list[SourceImage]) -> tuple[Numbers, Scaling]:
 
 def _check_values(channel: Shaped[np.ndarray, "z y x"], scaling: Scaling, name: str) -> None:
     """Raise InputError unless all intensities are finite, possible, and some differ."""
-    low, high = (float(scaling.values(number)) for number in (channel.min(), channel.max()))
+    low, high = value_range(channel, scaling)
     if not (math.isfinite(low) and math.isfinite(high)):
-        finite = sum(np.count_nonzero(np.isfinite(scaling.values(plane))) for plane in channel)
+        finite = sum(
+            np.count_nonzero(np.isfinite(scaling.values(channel[slab]))) for slab in slabs(channel.shape)
+        )
         raise InputError(f"{name}: {channel.size - finite} of {channel.size} voxels are NaN or infinite")
     if max(-low, high) > MAX_INTENSITY:
         raise InputError(

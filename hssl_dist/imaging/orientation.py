@@ -6,6 +6,7 @@ an oblique scan stay oblique, and turning back is exact.
 
 from __future__ import annotations
 
+import functools
 from typing import cast
 
 import nibabel
@@ -44,5 +45,13 @@ def ras_spacing_mm(affine: Float64[np.ndarray, "4 4"]) -> Triple:
 
 
 def _ornt(affine: Float64[np.ndarray, "4 4"]) -> Float64[np.ndarray, "3 2"]:
+    return _ornt_of(np.asarray(affine, dtype=np.float64)[:3, :3].tobytes())
+
+
+@functools.lru_cache(maxsize=64)
+def _ornt_of(axes: bytes) -> Float64[np.ndarray, "3 2"]:
+    """nibabel's orientation of an affine's axes: a singular value decomposition, the same for many files."""
+    affine = np.eye(4)
+    affine[:3, :3] = np.frombuffer(axes).reshape(3, 3)
     ornt: Float64[np.ndarray, "3 2"] = orientations.io_orientation(affine)
     return ornt

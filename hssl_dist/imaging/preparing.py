@@ -12,7 +12,7 @@ from jaxtyping import Float32, Float64, Shaped
 from hssl_dist.errors import InputError
 from hssl_dist.imaging.recipe import ChannelRecipe, Recipe
 from hssl_dist.imaging.resampling import Kernel, resample_image, resample_label, resampled_grid
-from hssl_dist.imaging.tissue import Tissue, find_tissue, foreground_box
+from hssl_dist.imaging.tissue import Tissue, find_tissue, foreground_box, value_range
 from hssl_dist.records import Intensity, Scaling, Shape, Triple, Volume
 
 MAX_GROWTH = 64
@@ -56,8 +56,7 @@ def prepare(
     box = tuple(slice(low, high) for low, high in zip(start, stop, strict=True))
 
     intensities = tuple(
-        _intensity(channel, volume.scaling, tissue, rule)
-        for channel, tissue, rule in zip(volume.image, tissues, recipe.channels, strict=True)
+        _intensity(tissue, rule) for tissue, rule in zip(tissues, recipe.channels, strict=True)
     )
     crops = [
         _Crop(channel[box], volume.scaling, intensity)
@@ -67,7 +66,7 @@ def prepare(
     image = np.empty((len(crops), *shape), dtype=dtype)
     for channel, crop in zip(image, crops, strict=True):
         z = 0
-        for slab in resample_image(crop.plane, size, volume.spacing_mm, shape, spacing_mm, kernels):
+        for slab in resample_image(crop.planes, size, volume.spacing_mm, shape, spacing_mm, kernels):
             np.clip(slab, *crop.range, out=slab)
             scaling.round_into(channel[z : z + len(slab)], slab)
             z += len(slab)
@@ -88,17 +87,15 @@ def _check_growth(size: Shape, shape: Shape, spacing_mm: Triple, target_mm: Trip
         )
 
 
-def _intensity(
-    channel: Shaped[np.ndarray, "z y x"], scaling: Scaling, tissue: Tissue, rule: ChannelRecipe
-) -> Intensity:
+def _intensity(tissue: Tissue, rule: ChannelRecipe) -> Intensity:
     """A channel's statistics over its tissue, and how it is normalised.
 
     `background` is the 2nd percentile of the volume: air, wherever there is any.
     """
-    sample = tissue.sample.astype(np.float64)
-    inside = sample[tissue.sample > tissue.threshold]
-    inside = inside if inside.size else sample
-    low, high = (float(value) for value in np.percentile(inside, (0.5, 99.5)))
+    sample = tissue.sample.values
+    inside = sample[sample > tissue.threshold]
+    inside = (inside if inside.size else sample).astype(np.float64)
+    low, high = tissue.sample.percentiles((0.5, 99.5), sample.size - inside.size, np.float64)
     if rule.rule == "ct":
         clip_low, clip_high, offset, scale = rule.clip_low, rule.clip_high, rule.offset, rule.scale
     else:
@@ -106,10 +103,9 @@ def _intensity(
         clip_low, clip_high = offset - MR_CLIP_STD * scale, offset + MR_CLIP_STD * scale
     if clip_low is None or clip_high is None or offset is None or scale is None:
         raise ValueError(f"a recipe of rule {rule.rule!r} needs its four numbers; got {rule}")
-    minimum, maximum = _range(channel, scaling)
     return Intensity(
-        minimum=minimum,
-        maximum=maximum,
+        minimum=tissue.minimum,
+        maximum=tissue.maximum,
         mean=float(inside.mean()),
         std=float(inside.std()),
         percentile_00_5=low,
@@ -126,7 +122,7 @@ def _robust_moments(
     tissue: Float64[np.ndarray, " tissue"],
     low: float,
     high: float,
-    sample: Float64[np.ndarray, " voxels"],
+    sample: Float32[np.ndarray, " voxels"],
 ) -> tuple[float, float]:
     """Mean and standard deviation of an MR volume's tissue, clipped to its 0.5 and 99.5 percentiles.
 
@@ -134,28 +130,22 @@ def _robust_moments(
     masks). Where even that has no spread, the volume's own spread has to do.
     """
     clipped = np.clip(tissue, low, high)
-    spread = float(clipped.std()) or float(tissue.std()) or float(sample.std())
+    spread = float(clipped.std()) or float(tissue.std()) or float(sample.astype(np.float64).std())
     return float(clipped.mean()), spread or 1.0
 
 
-def _range(numbers: Shaped[np.ndarray, "z y x"], scaling: Scaling) -> tuple[float, float]:
-    """The lowest and the highest intensity."""
-    ends = sorted(float(scaling.values(number)) for number in (numbers.min(), numbers.max()))
-    return ends[0], ends[1]
-
-
 class _Crop:
-    """A channel's crop, normalised slice by slice: `(clip(source) - offset) / scale`, in float32."""
+    """A channel's crop, normalised a few slices at a time: `(clip(source) - offset) / scale`, in float32."""
 
     def __init__(self, numbers: Shaped[np.ndarray, "z y x"], scaling: Scaling, intensity: Intensity) -> None:
         self._numbers, self._scaling, self._intensity = numbers, scaling, intensity
-        low, high = self._normalise(np.array(_range(numbers, scaling), dtype=np.float32))
+        low, high = self._normalise(np.array(value_range(numbers, scaling), dtype=np.float32))
         self.range = float(low), float(high)
         """The lowest and the highest value."""
 
-    def plane(self, z: int) -> Float32[np.ndarray, "y x"]:
-        """A slice's values."""
-        return self._normalise(self._scaling.values(self._numbers[z]))
+    def planes(self, start: int, stop: int) -> Float32[np.ndarray, "planes y x"]:
+        """The values of some slices."""
+        return self._normalise(self._scaling.values(self._numbers[start:stop]))
 
     def _normalise(self, values: Float32[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
         normalised: Float32[np.ndarray, "*shape"] = np.clip(

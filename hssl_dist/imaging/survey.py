@@ -10,16 +10,16 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64, Shaped, UInt8
 
 from hssl_dist.imaging.recipe import CaseSurvey, ChannelSurvey
-from hssl_dist.imaging.tissue import (
-    SAMPLE_VOXELS,
-    above,
-    find_tissue,
-    foreground_kind,
-)
+from hssl_dist.imaging.sample import SAMPLE_VOXELS
+from hssl_dist.imaging.slabs import slabs
+from hssl_dist.imaging.tissue import above, find_tissue, foreground_kind
 from hssl_dist.records import Scaling, Shape, Volume
 
 QUANTILES = 256
 SAMPLES_PER_CLASS = 32
+_FEW_CLASSES = 8
+"""So many are counted faster one by one."""
+
 ANY = "any"
 """Key of all tissue, whatever its class."""
 
@@ -34,10 +34,9 @@ def survey_case(case_id: str, volume: Volume) -> CaseSurvey:
             values = volume.scaling.values(_spaced_inside(channel, volume.label, -(-count // SAMPLE_VOXELS)))
         else:
             tissue = find_tissue(channel, volume.scaling, modality)
-            masks = (above(plane, volume.scaling, tissue.threshold) for plane in channel)
-            count = sum(int(np.count_nonzero(mask)) for mask in masks)
-            values = tissue.sample[tissue.sample > tissue.threshold]
-            values = values if values.size else tissue.sample
+            count = int(_counts_above(channel, volume.scaling, tissue.threshold).sum())
+            values = tissue.sample.values[tissue.sample.values > tissue.threshold]
+            values = values if values.size else tissue.sample.values
         channels.append(_survey_channel(values, count, fingerprint(channel, volume.scaling)))
     return CaseSurvey(
         id=case_id,
@@ -54,19 +53,19 @@ def fingerprint(channel: Shaped[np.ndarray, "z y x"], scaling: Scaling) -> str:
     Equal for the same scan in another file, be it compressed, oriented or stored as another type.
     """
     digest = hashlib.sha256(repr(channel.shape).encode())
-    for plane in channel:
-        digest.update((scaling.values(plane) + np.float32(0)).tobytes())  # -0 is 0
+    for slab in slabs(channel.shape):
+        digest.update((scaling.values(channel[slab]) + np.float32(0)).data)  # -0 is 0
     return digest.hexdigest()[:32]
 
 
 def _spaced_inside(
     channel: Shaped[np.ndarray, "z y x"], label: UInt8[np.ndarray, "z y x"], step: int
 ) -> Shaped[np.ndarray, " voxels"]:
-    """Every `step`-th of the channel's labelled voxels, slice by slice."""
+    """Every `step`-th of the channel's labelled voxels, a few slices at a time."""
     parts, first = [], 0
-    for plane, labelled in zip(channel, label, strict=True):
-        if labelled.any():
-            inside = plane[labelled > 0]
+    for slab in slabs(channel.shape):
+        if label[slab].any():
+            inside = channel[slab][label[slab] > 0]
             parts.append(inside[first::step])
             first = (first - inside.size) % step
     return np.concatenate(parts)
@@ -77,52 +76,71 @@ def foreground_samples(volume: Volume, seed: int) -> tuple[dict[str, tuple[Shape
 
     `foreground` has up to 32 voxels `(z, y, x)` of every class present, drawn uniformly without repetition
     and sorted, under the class's value as text, and of all tissue under `any`; `voxels` has their numbers.
-    The same volume and seed give the same voxels. Works slice by slice: memory is that of one slice.
+    The same volume and seed give the same voxels. Memory is that of a few slices.
     """
     foreground: dict[str, tuple[Shape, ...]] = {}
     voxels: dict[str, int] = {}
     if (label := volume.label) is not None:
         for value, counts in _class_counts(label).items():
-            foreground[str(value)] = _pick(counts, partial(_plane_of_class, label, value), (seed, value))
+            foreground[str(value)] = _pick(
+                label.shape, counts, partial(_of_class, label, value), (seed, value)
+            )
             voxels[str(value)] = int(counts.sum())
     channel = volume.image[0]
     threshold = find_tissue(channel, volume.scaling, volume.modalities[0]).threshold
-    counts = np.array([np.count_nonzero(above(plane, volume.scaling, threshold)) for plane in channel])
-    foreground[ANY] = _pick(counts, lambda z: above(channel[z], volume.scaling, threshold), (seed, 0))
+    counts = _counts_above(channel, volume.scaling, threshold)
+    foreground[ANY] = _pick(
+        channel.shape, counts, lambda slab: above(channel[slab], volume.scaling, threshold), (seed, 0)
+    )
     voxels[ANY] = int(counts.sum())
     return foreground, voxels
 
 
-def _class_counts(label: UInt8[np.ndarray, "z y x"]) -> dict[int, Int64[np.ndarray, " z"]]:
-    """Voxels per slice of every class present, without the background."""
-    table = np.zeros((len(label), 256), dtype=np.int64)
-    for counts, plane in zip(table, label, strict=True):
-        if plane.any():
-            counts[...] = np.bincount(plane.reshape(-1), minlength=256)
+def _counts_above(
+    channel: Shaped[np.ndarray, "z y x"], scaling: Scaling, threshold: float
+) -> Int64[np.ndarray, " slab"]:
+    """Voxels above a threshold in each slab."""
+    return np.array(
+        [np.count_nonzero(above(channel[slab], scaling, threshold)) for slab in slabs(channel.shape)]
+    )
+
+
+def _class_counts(label: UInt8[np.ndarray, "z y x"]) -> dict[int, Int64[np.ndarray, " slab"]]:
+    """Voxels in each slab of every class present, without the background."""
+    parts = [label[slab] for slab in slabs(label.shape)]
+    table = np.zeros((len(parts), 256), dtype=np.int64)
+    for counts, part in zip(table, parts, strict=True):
+        highest = int(part.max())
+        if highest > _FEW_CLASSES:
+            counts[...] = np.bincount(part.reshape(-1), minlength=256)
+        else:
+            counts[1 : highest + 1] = [np.count_nonzero(part == value) for value in range(1, highest + 1)]
     return {int(value): table[:, value] for value in np.flatnonzero(table.any(axis=0)) if value > 0}
 
 
-def _plane_of_class(label: UInt8[np.ndarray, "z y x"], value: int, z: int) -> Bool[np.ndarray, "y x"]:
-    mask: Bool[np.ndarray, "y x"] = label[z] == value
+def _of_class(label: UInt8[np.ndarray, "z y x"], value: int, slab: slice) -> Bool[np.ndarray, "planes y x"]:
+    mask: Bool[np.ndarray, "planes y x"] = label[slab] == value
     return mask
 
 
 def _pick(
-    counts: Int64[np.ndarray, " z"], mask: Callable[[int], Bool[np.ndarray, "y x"]], seed: tuple[int, int]
+    shape: Shape,
+    counts: Int64[np.ndarray, " slab"],
+    mask: Callable[[slice], Bool[np.ndarray, "planes y x"]],
+    seed: tuple[int, int],
 ) -> tuple[Shape, ...]:
-    """Up to `SAMPLES_PER_CLASS` voxels of a set with `counts` members per slice; reads only their slices."""
+    """Up to `SAMPLES_PER_CLASS` voxels of a set with `counts` members per slab; reads only their slabs."""
     ends = np.cumsum(counts)
     total = int(ends[-1])
     ranks = np.random.default_rng(seed).choice(total, min(total, SAMPLES_PER_CLASS), replace=False)
+    ranks.sort()
+    holders = np.searchsorted(ends, ranks, side="right")
     picked: list[Shape] = []
-    slices = np.searchsorted(ends, np.sort(ranks), side="right")
-    for z in np.unique(slices):
-        inside = np.sort(ranks)[slices == z] - (ends[z] - counts[z])
-        plane = mask(int(z))
-        flat = np.flatnonzero(plane)[inside]
-        picked += [
-            (int(z), int(y), int(x)) for y, x in zip(*np.unravel_index(flat, plane.shape), strict=True)
-        ]
+    for holder, slab in enumerate(slabs(shape)):
+        inside = ranks[holders == holder] - (ends[holder] - counts[holder])
+        if inside.size:
+            flat = np.flatnonzero(mask(slab))[inside] + slab.start * shape[1] * shape[2]
+            picked += zip(*(axis.tolist() for axis in np.unravel_index(flat, shape)), strict=True)
     return tuple(picked)
 
 

@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import numpy as np
-from jaxtyping import Bool, Float32, Shaped
+from jaxtyping import Bool, Shaped
 
+from hssl_dist.imaging.sample import Sample, spaced_sample
+from hssl_dist.imaging.slabs import slabs
 from hssl_dist.records import Scaling, Shape, Volume
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
-
-SAMPLE_VOXELS = 1 << 18
-"""Statistics use about so many evenly spaced voxels: percentiles are then within 0.1 % of their rank."""
 
 AIR_HU = -1000.0
 """CT below air is padding that scanners invent (-1024, -2000, -3024)."""
@@ -29,22 +28,16 @@ AIR_HU = -1000.0
 _LOW, _HIGH, _SHARE = 2.0, 98.0, 0.1
 
 
-def spaced_sample(channel: Shaped[np.ndarray, "z y x"], scaling: Scaling) -> Float32[np.ndarray, " voxels"]:
-    """Intensities of at most about `SAMPLE_VOXELS` evenly spaced voxels of a contiguous channel.
-
-    The step is coprime to the size of a row and of a slice, so no column is preferred.
-    """
-    step = max(1, -(-channel.size // SAMPLE_VOXELS))
-    while math.gcd(step, channel.shape[1] * channel.shape[2]) > 1:
-        step += 1
-    return scaling.values(channel.reshape(-1)[::step])
-
-
 @dataclass(frozen=True, slots=True)
 class Tissue:
-    """What a sample says of a channel: `dark` is its 2nd percentile; tissue lies above `threshold`."""
+    """What is known of a channel: `dark` is its 2nd percentile; tissue lies above `threshold`.
 
-    sample: Float32[np.ndarray, " voxels"]
+    `dark` and `threshold` are estimated from the sample; `minimum` and `maximum` are of all voxels.
+    """
+
+    sample: Sample
+    minimum: float
+    maximum: float
     dark: float
     threshold: float
 
@@ -56,11 +49,19 @@ def find_tissue(channel: Shaped[np.ndarray, "z y x"], scaling: Scaling, modality
     is above its background is tissue.
     """
     sample = spaced_sample(channel, scaling)
+    minimum, maximum = value_range(channel, scaling)
     floor = AIR_HU if modality == "ct" else -np.inf
-    low, high = (max(float(value), floor) for value in np.percentile(sample, (_LOW, _HIGH)))
+    low, high = (max(value, floor) for value in sample.percentiles((_LOW, _HIGH)))
     threshold = low + _SHARE * (high - low)
-    brightest = channel.max() if scaling.scale_factor > 0 else channel.min()
-    return Tissue(sample, low, threshold if scaling.values(brightest) > threshold else -np.inf)
+    is_exceeded = np.float32(maximum) > threshold
+    return Tissue(sample, minimum, maximum, low, threshold if is_exceeded else -np.inf)
+
+
+def value_range(numbers: Shaped[np.ndarray, "z y x"], scaling: Scaling) -> tuple[float, float]:
+    """The lowest and the highest intensity; NaN if any is."""
+    ends = np.array([(part.min(), part.max()) for part in (numbers[slab] for slab in slabs(numbers.shape))])
+    low, high = (float(value) for value in scaling.values(np.array([ends.min(), ends.max()])))
+    return (low, high) if scaling.scale_factor > 0 else (high, low)
 
 
 def above(
@@ -80,24 +81,52 @@ def foreground_box(volume: Volume, tissues: Sequence[Tissue]) -> tuple[Shape, Sh
     """`(start, stop)` of the smallest box that holds the tissue of every channel and every labelled voxel.
 
     It is found on the oriented grid, before resampling: its bounds are whole voxels of the source, so putting
-    a prediction back is exact, and what lies outside is never interpolated. Works slice by slice.
+    a prediction back is exact, and what lies outside is never interpolated.
     """
-    lines = [np.zeros(size, dtype=bool) for size in volume.geometry.shape]
-    for z in range(volume.geometry.shape[0]):
-        masks = [
-            above(channel[z], volume.scaling, tissue.threshold)
-            for channel, tissue in zip(volume.image, tissues, strict=True)
-        ]
-        if volume.label is not None:
-            masks.append(volume.label[z] > 0)
-        for mask in masks:
-            down = mask.any(axis=1)
-            lines[0][z] |= down.any()
-            lines[1] |= down
-            lines[2] |= mask.any(axis=0)
-    extents = [_extent(line) for line in lines]
-    start, stop = zip(*extents, strict=True)
-    return start, stop
+    boxes = [
+        _box(channel, volume.scaling, tissue.threshold)
+        for channel, tissue in zip(volume.image, tissues, strict=True)
+    ]
+    if volume.label is not None:
+        boxes.append(_box(volume.label, Scaling(), 0.0))
+    found = np.array([box for box in boxes if box is not None])
+    start, stop = found[:, :, 0].min(axis=0), found[:, :, 1].max(axis=0)
+    return cast("Shape", tuple(start.tolist())), cast("Shape", tuple(stop.tolist()))
+
+
+def _box(
+    numbers: Shaped[np.ndarray, "z y x"], scaling: Scaling, threshold: float
+) -> list[tuple[int, int]] | None:
+    """`(start, stop)` of each axis of the box around all above a threshold; None if nothing is.
+
+    It grows from what one slice shows, so most of the volume is not looked at.
+    """
+    brightest = np.max if scaling.scale_factor > 0 else np.min
+
+    def bright(part: Shaped[np.ndarray, "z y x"], axis: int) -> Bool[np.ndarray, " size"]:
+        """Along an axis, where the part has any bright voxel."""
+        others = tuple(other for other in range(3) if other != axis)
+        return above(brightest(part, axis=others), scaling, threshold)
+
+    depth = len(numbers)
+    bottom = next((z for z in range(depth) if bright(numbers[z : z + 1], 0)), None)
+    if bottom is None:
+        return None
+    top = 1 + next(z for z in reversed(range(depth)) if bright(numbers[z : z + 1], 0))
+    middle = (bottom + top) // 2
+    seed = numbers[middle : middle + 1]
+    seed = seed if bright(seed, 0) else numbers[bottom : bottom + 1]
+    box, inside = [(bottom, top)], numbers[bottom:top]
+    for axis in (1, 2):
+        start, stop = _extent(bright(seed, axis))
+        before, _, after = np.split(inside, (start, stop), axis)
+        if before.size and (line := bright(before, axis)).any():
+            start = _extent(line)[0]
+        if after.size and (line := bright(after, axis)).any():
+            stop += _extent(line)[1]
+        box.append((start, stop))
+        inside = np.split(inside, (start, stop), axis)[1]
+    return box
 
 
 def foreground_kind(volume: Volume) -> Literal["label", "tissue"]:

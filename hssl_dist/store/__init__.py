@@ -6,7 +6,7 @@ manifests = read_manifests(root)                              # a store is read 
 reader = open_reader(root)
 patch = reader.region(record, region)
 
-Writing needs zarr-python, which training does not: `write_case` is imported from `hssl_dist.store.writer`.
+Training does not write: `write_case` is imported from `hssl_dist.store.writer`.
 The format is described in docs/store.md.
 """
 

@@ -1,27 +1,21 @@
-"""A volume as the objects of an OME-Zarr group, in memory. With zarr_backend.py the sole importer of zarr."""
+"""A volume as the objects of an OME-Zarr group, in memory."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import zarr
-from zarr.codecs import Crc32cCodec, ZstdCodec
-from zarr.core.buffer import Buffer
-from zarr.storage import MemoryStore
 
 from hssl_dist.store import layout
+from hssl_dist.store.metadata import array_document, group_document
 from hssl_dist.store.quantising import quantise, stored_dtype
-from hssl_dist.store.sharding import ZSTD_LEVEL, box_of, encode_shard, shard_places
+from hssl_dist.store.sharding import box_of, encode_shard, shard_places
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from hssl_dist.config.preprocess import StorageConfig
     from hssl_dist.records import Volume
-
-# Of an inner chunk. Crc32c: plain zstd lets flipped bits pass.
-CODECS = (ZstdCodec(level=ZSTD_LEVEL), Crc32cCodec())
 
 
 def encode_case(
@@ -36,49 +30,33 @@ def encode_case(
     if stored.dtype == np.float32:
         stored, scaling = quantise(scaling.values(stored), stored_dtype(storage))
     attributes = {"scale_factor": scaling.scale_factor, "add_offset": scaling.add_offset}
-    memory: dict[str, Buffer] = {}
-    store = MemoryStore(memory)
-    zarr.create_group(store, attributes=layout.image_attributes(case_id, volume.spacing_mm))
-    data = _encode_array(store, layout.IMAGE_ARRAY, "czyx", stored, storage, attributes)
+    data = {layout.METADATA: group_document(layout.image_attributes(case_id, volume.spacing_mm))}
+    data |= _encode_array(layout.IMAGE_ARRAY, "czyx", stored, storage, attributes)
     if volume.label is not None:
-        zarr.create_group(store, path="labels", attributes=layout.labels_attributes())
-        zarr.create_group(
-            store, path=layout.LABEL_GROUP, attributes=layout.label_attributes(volume.spacing_mm, classes)
-        )
-        data |= _encode_array(store, layout.LABEL_ARRAY, "zyx", volume.label, storage, {})
-    data |= {path: buffer.to_bytes() for path, buffer in memory.items()}
+        label = layout.label_attributes(volume.spacing_mm, classes)
+        data[f"labels/{layout.METADATA}"] = group_document(layout.labels_attributes())
+        data[f"{layout.LABEL_GROUP}/{layout.METADATA}"] = group_document(label)
+        data |= _encode_array(layout.LABEL_ARRAY, "zyx", volume.label, storage, {})
     return dict(sorted(data.items()))
 
 
 def _encode_array(
-    store: MemoryStore,
     path: str,
     axes: str,
     values: np.ndarray[Any, np.dtype[Any]],
     storage: StorageConfig,
     attributes: dict[str, Any],
 ) -> dict[str, bytes]:
-    """Creates the array in `store`, its metadata alone; returns its shards."""
+    """The objects of an array: all its shards, so an absent one always means a lost one, and its metadata."""
     *_, depth, height, width = values.shape
     chunk, shard = layout.chunk_grid((depth, height, width), storage.chunk, storage.shard)
     per_channel = (1,) * (values.ndim - 3)
-    zarr.create_array(
-        store,
-        name=path,
-        shape=values.shape,
-        dtype=values.dtype,
-        chunks=(*per_channel, *chunk),
-        shards=(*per_channel, *shard),
-        compressors=CODECS,
-        fill_value=0,
-        dimension_names=tuple(axes),
-        attributes=attributes,
-        config={"write_empty_chunks": True},  # so an absent object always means a lost one
-    )
     chunk_shape, shard_shape = (*per_channel, *chunk), (*per_channel, *shard)
-    return {
+    document = array_document(values.shape, values.dtype, chunk_shape, shard_shape, axes, attributes)
+    shards = {
         f"{path}/c/{'/'.join(map(str, place))}": encode_shard(
             values[box_of(place, shard_shape)], chunk_shape, shard_shape
         )
         for place in shard_places(values.shape, shard_shape)
     }
+    return {f"{path}/{layout.METADATA}": document, **shards}

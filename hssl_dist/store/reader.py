@@ -166,7 +166,7 @@ class StoreReader:
         self._counter = Counter()
         self._croppers = min(_MOST_CROPPERS, len(os.sched_getaffinity(0)))
         self._crops = ThreadPoolExecutor(self._croppers, thread_name_prefix="crop")
-        # A volume keeps two cores busy by itself; only the latency of a network is worth more of them at once.
+        # A volume keeps two cores busy by itself; only a network's latency is worth more of them.
         fills = max(1, self._croppers // 2) if files.is_local(root) else _MOST_FILLS
         self._fills = ThreadPoolExecutor(min(fills, _MOST_FILLS), thread_name_prefix="fill")
 

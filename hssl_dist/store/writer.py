@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+import functools
+import os
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING
 
 from hssl_dist import files
@@ -40,12 +42,20 @@ def write_case(
     base = layout.dataset_url(root, record.dataset)
     try:
         remove_case(root, record.dataset, record.id)
-        with ThreadPoolExecutor(min(_PARALLEL, len(data))) as pool:
-            for _ in pool.map(lambda item: files.write(files.join(base, item[0]), item[1]), data.items()):
-                pass
+        pool = _pool(os.getpid())
+        writes = [pool.submit(files.write, files.join(base, path), blob) for path, blob in data.items()]
+        wait(writes)  # so that nothing is being written any more when one of them has failed
+        for write in writes:
+            write.result()
         write_record(root, committed)
     except OSError as error:
         raise StoreError(
             f"case {record.id!r} of {record.dataset!r} could not be written to {base}: {error}"
         ) from error
     return committed
+
+
+@functools.cache
+def _pool(_pid: int) -> ThreadPoolExecutor:
+    """Threads to write with, the process's own: most of a small case's time would go into starting them."""
+    return ThreadPoolExecutor(_PARALLEL, thread_name_prefix="write")

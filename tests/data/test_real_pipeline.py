@@ -78,7 +78,7 @@ def test_from_raw_files_to_scores(
         )
         rows = list(csv.DictReader((output / "scores.csv").read_text().splitlines()))
         classes = read_manifest(str(tmp_path / "store"), dataset).header.classes
-        assert {row["name"] for row in rows} == set(classes.values())
+        assert {row["class"] for row in rows} == set(classes.values())
         assert len(rows) % len(classes) == 0
         assert tuned["status"] == scored["status"] == "done"
         _walk_back(output / "scores.json", tmp_path, few_cases)

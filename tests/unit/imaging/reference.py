@@ -22,7 +22,9 @@ def resample_whole(array, spacing_mm, shape, target_mm):
 
 def streamed(array, spacing_mm, shape, target_mm):
     """A whole image by the streaming resampler, slabs joined."""
-    slabs = resampling.resample_image(lambda z: array[z], array.shape, spacing_mm, shape, target_mm)
+    slabs = resampling.resample_image(
+        lambda start, stop: array[start:stop], array.shape, spacing_mm, shape, target_mm
+    )
     joined = np.concatenate([slab.copy() for slab in slabs])
     return np.clip(joined, array.min(), array.max())
 

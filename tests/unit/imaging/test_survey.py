@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hssl_dist.imaging import foreground_samples, load_case, survey_case
-from hssl_dist.imaging.tissue import SAMPLE_VOXELS, spaced_sample
+from hssl_dist.imaging.sample import SAMPLE_VOXELS, spaced_sample
 from hssl_dist.records import Scaling
 
 CLASSES = {1: "one", 3: "three"}
@@ -56,7 +56,7 @@ def test_few_voxels_give_as_many_quantiles(labelled):
 
 def test_a_sample_of_a_large_volume_is_small_and_spread_over_all_columns():
     image = np.broadcast_to(np.arange(128, dtype=np.float32), (64, 128, 128)).copy()
-    sample = spaced_sample(image, Scaling())
+    sample = spaced_sample(image, Scaling()).values
     assert SAMPLE_VOXELS / 2 < sample.size <= SAMPLE_VOXELS
     counts = np.bincount(sample.astype(int), minlength=128)
     assert counts.max() - counts.min() <= 2
