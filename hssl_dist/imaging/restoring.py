@@ -97,14 +97,17 @@ class _Planes:
         self._load()
         self.classes = len(self._held[0])
 
-    def __call__(self, value: int, z: int) -> Float32[np.ndarray, "y x"]:
-        """A slice of a class; the last class to ask for it lets it go."""
-        while z >= self._known:
+    def __call__(self, value: int, start: int, stop: int) -> Float32[np.ndarray, "planes y x"]:
+        """Slices of a class; the last class to ask lets them go, and what lies before them."""
+        while stop > self._known:
             self._load()
-        last = value == self.classes - 1
-        scores = self._held.pop(z) if last else self._held[z]
-        plane: Float32[np.ndarray, "y x"] = scores[value]
-        return plane
+        planes: Float32[np.ndarray, "planes y x"] = np.stack(
+            [self._held[z][value] for z in range(start, stop)]
+        )
+        if value == self.classes - 1:
+            for z in [z for z in self._held if z < stop]:
+                del self._held[z]
+        return planes
 
     def _load(self) -> None:
         for scores in np.moveaxis(next(self._slabs), 1, 0):
