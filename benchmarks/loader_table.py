@@ -9,13 +9,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.tables import between, table
+from benchmarks.tables import between, criteria_table, table
 
 ROOT = Path(__file__).parent.parent
 RECORD, PAGE = ROOT / "benchmarks" / "results" / "loader.json", ROOT / "docs" / "data.md"
 BEGIN, END = "<!-- loader tables: begin -->\n", "<!-- loader tables: end -->\n"
 
-VERDICTS = {True: "reached", False: "**missed**", None: "not judged"}
 _MB = 1e6
 
 Record = dict[str, Any]
@@ -23,7 +22,7 @@ Record = dict[str, Any]
 
 def tables(record: Record) -> str:
     """All tables of a record, in Markdown."""
-    parts = [_criteria(record), *(_local(scenario) for scenario in record["local"])]
+    parts = [criteria_table(record["criteria"]), *(_local(scenario) for scenario in record["local"])]
     return "\n".join([*parts, _s3(record["s3"]), _conditions(record)])
 
 
@@ -35,20 +34,6 @@ def page_with(page: str, record: Record) -> str:
 def main() -> None:
     """Rewrite the page."""
     PAGE.write_text(page_with(PAGE.read_text(), json.loads(RECORD.read_text())))
-
-
-def _criteria(record: Record) -> str:
-    rows = [
-        [
-            criterion["name"],
-            f"{criterion['value']:.3g}",
-            f"{'>=' if criterion['at_least'] else '<='} {criterion['bound']:g}",
-            VERDICTS[criterion["passed"]],
-            criterion["note"],
-        ]
-        for criterion in record["criteria"]
-    ]
-    return table("What must be reached", ["requirement", "measured", "bound", "verdict", "note"], rows)
 
 
 def _rate(window: Record) -> str:

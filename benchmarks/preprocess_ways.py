@@ -1,8 +1,7 @@
 """What each project does with a case: ours, MONAI's transforms, nnU-Net's resampling and its storage.
 
 Ours reads the case, finds statistics and the crop, normalises, resamples, counts and samples the foreground,
-hashes and writes. MONAI is given the crop, the statistics and the grid, which it need not find; it resamples
-in float32, which is faster than its own default of float64. nnU-Net's functions are the installed
+hashes and writes. `benchmarks.preprocess_monai` says what MONAI does. nnU-Net's functions are the installed
 distribution's own, with the settings its preprocessor passes.
 """
 
@@ -19,6 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from benchmarks import preprocess_monai
 from hssl_dist.config.preprocess import StorageConfig
 from hssl_dist.imaging import Recipe, load_case, prepare
 from hssl_dist.imaging.resampling import Kernel, resample_image, resample_label
@@ -49,7 +49,7 @@ class Group:
 
 
 def plan(group: Group) -> Callable[[], tuple[tuple[Geometry, Intensity], ...]]:
-    """Geometry and intensities of each case, which MONAI's chain is given."""
+    """Geometry and intensities of each case, which MONAI's spared chain is given."""
 
     def work() -> tuple[tuple[Geometry, Intensity], ...]:
         prepared = [_prepare(group, case) for case in group.cases]
@@ -92,10 +92,14 @@ def ours(group: Group) -> Callable[[], Seconds]:
 
 # -------------------------------------------------------------------------------------------------- MONAI
 
+Chain = Literal["equivalent", "spared"]
+CHAINS: tuple[Chain, ...] = ("equivalent", "spared")
+"""MONAI's chain that finds crop and statistics as ours does, and the one that is given them."""
 
-def monai(group: Group) -> Callable[[], Seconds]:
+
+def monai(group: Group, which: Chain) -> Callable[[], Seconds]:
     """MONAI's chain for each case, then nnU-Net's way of writing."""
-    chains = [_monai_chain(*plan) for plan in group.plans]
+    chains = _chains(group, which)
     _blosc2()
 
     def work() -> Seconds:
@@ -113,70 +117,35 @@ def monai(group: Group) -> Callable[[], Seconds]:
     return _warm(group, work)
 
 
-def _monai_chain(geometry: Geometry, intensity: Intensity) -> Callable[[Case], tuple[Array, Array | None]]:
-    """Image and label, `c x y z`, of a case."""
-    from monai.transforms import (
-        Compose,
-        EnsureChannelFirstd,
-        Lambdad,
-        LoadImaged,
-        Orientationd,
-        ScaleIntensityRanged,
-        SpatialCropd,
-        SpatialResample,
-    )
-
-    low, high = intensity.clip_low or 0.0, intensity.clip_high or 0.0
-    ratio = np.array(geometry.spacing_mm) / np.array(geometry.oriented_spacing_mm)
-    size = np.array(geometry.crop_stop) - np.array(geometry.crop_start)
-    grid = np.eye(4)  # from a voxel of the new grid to one of the old, both centred, x y z
-    grid[:3, :3] = np.diag(ratio[::-1])
-    grid[:3, 3] = ((size - 1) / 2 - ratio * (np.array(geometry.shape) - 1) / 2)[::-1]
-    same = tuple(size) == geometry.shape and bool((ratio == 1).all())
-
-    def resampled(mode: str) -> Callable[[Any], Any]:
-        resample = SpatialResample(mode=mode, padding_mode="border", align_corners=True, dtype=np.float32)
-        return lambda image: image if same else resample(image, image.affine @ grid, geometry.shape[::-1])
-
-    def chain(case: Case) -> tuple[Array, Array | None]:
-        keys = ["image"] if case.label is None else ["image", "label"]
-        data = Compose(
-            [
-                LoadImaged(keys, image_only=True),
-                EnsureChannelFirstd(keys),
-                Orientationd(keys, axcodes="RAS", labels=(("L", "R"), ("P", "A"), ("I", "S"))),
-                SpatialCropd(keys, roi_start=geometry.crop_start[::-1], roi_end=geometry.crop_stop[::-1]),
-                ScaleIntensityRanged(
-                    "image", low, high, (low - intensity.offset) / intensity.scale,
-                    (high - intensity.offset) / intensity.scale, clip=True,
-                ),
-                Lambdad("image", resampled("bilinear")),
-                Lambdad(keys[1:], resampled("nearest")),
-            ]
-        )({"image": case.images[0], "label": case.label})  # fmt: skip
-        label = data["label"].numpy().astype(np.uint8) if len(keys) > 1 else None
-        return data["image"].numpy(), label
-
-    return chain
+def _chains(group: Group, which: Chain) -> list[Callable[[Case], preprocess_monai.Prepared]]:
+    """MONAI's chain of each case."""
+    if which == "spared":
+        return [preprocess_monai.spared(*plan) for plan in group.plans]
+    return [preprocess_monai.equivalent(group.recipe)] * len(group.cases)
 
 
-def difference(group: Group) -> Callable[[], dict[str, float]]:
-    """How far our stored values and labels are from MONAI's: the largest error, and the share of voxels."""
+def difference(group: Group) -> Callable[[], dict[Chain, dict[str, float]]]:
+    """How far our stored values and labels are from those of each of MONAI's chains."""
 
-    def work() -> dict[str, float]:
-        largest = other = labelled = 0.0
-        for case, plan in zip(group.cases, group.plans, strict=True):
-            volume, _ = _prepare(group, case)
-            image, label = _monai_chain(*plan)(case)
-            for z, plane in enumerate(volume.image[0]):
-                apart = volume.scaling.values(plane) - image[0, :, :, z].T
-                largest = max(largest, float(np.abs(apart).max()))
-            if volume.label is not None and label is not None:
-                other += np.count_nonzero(volume.label != label[0].T)
-                labelled += np.count_nonzero((volume.label > 0) | (label[0].T > 0))
-        return {"max_error_std": largest, "other_label_share": other / labelled if labelled else 0.0}
+    def work() -> dict[Chain, dict[str, float]]:
+        return {which: _difference(group, which) for which in CHAINS}
 
     return work
+
+
+def _difference(group: Group, which: Chain) -> dict[str, float]:
+    """The largest error of a value, and the share of labelled voxels whose labels differ."""
+    largest = other = labelled = 0.0
+    for case, chain in zip(group.cases, _chains(group, which), strict=True):
+        volume, _ = _prepare(group, case)
+        image, label = chain(case)
+        for z, plane in enumerate(volume.image[0]):
+            apart = volume.scaling.values(plane) - image[0, :, :, z].T
+            largest = max(largest, float(np.abs(apart).max()))
+        if volume.label is not None and label is not None:
+            other += np.count_nonzero(volume.label != label[0].T)
+            labelled += np.count_nonzero((volume.label > 0) | (label[0].T > 0))
+    return {"max_error_std": largest, "other_label_share": other / labelled if labelled else 0.0}
 
 
 # ------------------------------------------------------------------------------------------------ nnU-Net

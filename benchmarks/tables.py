@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+VERDICTS = {True: "reached", False: "**missed**", None: "not judged"}
+
 
 def table(title: str, header: list[str], rows: list[list[str]]) -> str:
     """A table with a heading."""
@@ -16,3 +20,18 @@ def between(page: str, begin: str, end: str, text: str) -> str:
     if not (found and ended):
         raise ValueError(f"no {begin.strip()} and {end.strip()} in the page; put both where the tables go")
     return f"{head}{begin}\n{text}\n{end}{tail}"
+
+
+def criteria_table(criteria: list[dict[str, Any]]) -> str:
+    """What must be reached, and whether it is."""
+    rows = [
+        [
+            criterion["name"],
+            f"{criterion['value']:.3g}",
+            f"{'>=' if criterion['at_least'] else '<='} {criterion['bound']:g}",
+            VERDICTS[criterion["passed"]],
+            criterion["note"],
+        ]
+        for criterion in criteria
+    ]
+    return table("What must be reached", ["requirement", "measured", "bound", "verdict", "note"], rows)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int, Shaped
 
-from hssl_dist.records import Scaling
+from hssl_dist.records import Scaling, Shape
 
 SAMPLE_VOXELS = 1 << 18
 """Statistics use about so many evenly spaced voxels: percentiles are then within 0.1 % of their rank."""
@@ -49,22 +49,26 @@ class Sample:
     def _ranked(self, ranks: Int[np.ndarray, " rank"]) -> Float32[np.ndarray, " rank"]:
         """The intensities at some places of their sorted order."""
         if self._counted is None:
-            partitioned: Float32[np.ndarray, " voxels"] = np.partition(self.values, np.unique(ranks))
-            return partitioned[ranks]
+            found: Float32[np.ndarray, " rank"] = np.partition(self.values, np.unique(ranks))[ranks]
+            return found
         lowest, ends, dtype = self._counted
         if self._scaling.scale_factor < 0:
             ranks = self.values.size - 1 - ranks
         numbers = lowest + np.searchsorted(ends, ranks, side="right")
-        ranked: Float32[np.ndarray, " rank"] = self._scaling.values(numbers.astype(dtype))
-        return ranked
+        return self._scaling.values(numbers.astype(dtype))
 
 
 def spaced_sample(channel: Shaped[np.ndarray, "z y x"], scaling: Scaling) -> Sample:
-    """At most about `SAMPLE_VOXELS` evenly spaced voxels of a contiguous channel.
+    """At most about `SAMPLE_VOXELS` evenly spaced voxels of a contiguous channel."""
+    return Sample(channel.reshape(-1)[:: sample_step(channel.shape)].copy(), scaling)
 
-    The step is coprime to the size of a row and of a slice, so no column is preferred.
+
+def sample_step(shape: Shape) -> int:
+    """From one voxel of the sample to the next, in a volume `z y x` laid out row by row.
+
+    It is coprime to the size of a row and of a slice, so no column is preferred.
     """
-    step = max(1, -(-channel.size // SAMPLE_VOXELS))
-    while math.gcd(step, channel.shape[1] * channel.shape[2]) > 1:
+    step = max(1, -(-math.prod(shape) // SAMPLE_VOXELS))
+    while math.gcd(step, shape[1] * shape[2]) > 1:
         step += 1
-    return Sample(channel.reshape(-1)[::step].copy(), scaling)
+    return step
