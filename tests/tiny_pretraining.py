@@ -140,12 +140,12 @@ class ArrayReader:
         out[:] = [self.region(record, region) for record, region in pairs]
 
     def fill_numbers(self, pairs: Sequence[tuple[CaseRecord, Region]], out: np.ndarray) -> StoredForm:
-        scalings = np.tile(np.float32([2.0**-10, 0.0]), (len(pairs), 1))
+        scalings = np.tile(np.float32([2.0**-12, 0.0]), (len(pairs), 1))
         for numbers, scaling, (record, region) in zip(out, scalings, pairs, strict=True):
             values = self.region(record, region)
             if not np.isfinite(values).all():
                 values, scaling[0] = np.zeros(values.shape), np.nan
-            numbers[...] = np.rint(values * 2**10)
+            numbers[...] = np.rint(values * 2**12)
         return StoredForm(out.dtype, scalings)
 
     def figures(self) -> ReadFigures:

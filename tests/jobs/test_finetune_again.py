@@ -221,20 +221,21 @@ def test_from_a_score_back_to_the_sources(place: Place) -> None:
     client = connect(place.tracking)
 
     scores = json.loads((place.folder / "evaluation/scores.json").read_text())
-    _, name, number = scores["model"].rsplit("/", 2)
+    lineage = scores["lineage"]
+    _, name, number = lineage["model"].rsplit("/", 2)
     version = client.get_model_version(name, number)
-    assert version.run_id == version.tags["hssl.run_id"] == scores["run_id"]
-    tuning = client.get_run(scores["run_id"])
+    assert version.run_id == version.tags["hssl.run_id"] == lineage["run_id"]
+    tuning = client.get_run(lineage["run_id"])
     assert tuning.data.tags["hssl.config_hash"] == version.tags["hssl.config_hash"]
-    assert tuning.data.params["dataset"] == scores["dataset"]
-    assert version.tags[f"hssl.manifest.{scores['dataset']}"] == scores["manifest"]
+    assert tuning.data.params["dataset"] == lineage["dataset"]
+    assert version.tags[f"hssl.manifest.{lineage['dataset']}"] == lineage["manifest"]
 
     _, name, number = version.tags["hssl.parent_model"].rsplit("/", 2)
     parent = client.get_model_version(name, number)
     assert parent.run_id == version.tags["hssl.parent_run"] == place.pretraining_run
 
-    manifest = read_manifest(place.store, scores["dataset"])
-    assert manifest.sha256 == scores["manifest"]
+    manifest = read_manifest(place.store, lineage["dataset"])
+    assert manifest.sha256 == lineage["manifest"]
     records = {record.id: record for record in manifest.cases}
     for case in scores["cases"]:
         assert [len(source.sha256) for source in records[case["case"]].sources] == [64]
