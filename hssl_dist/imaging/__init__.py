@@ -14,6 +14,7 @@ from hssl_dist.imaging.nifti import write_nifti
 from hssl_dist.imaging.preparing import prepare
 from hssl_dist.imaging.recipe import CaseSurvey, ChannelRecipe, ChannelSurvey, Recipe, resolve_recipe
 from hssl_dist.imaging.restoring import restore, restore_scores
+from hssl_dist.imaging.source import declared_voxels
 from hssl_dist.imaging.survey import foreground_samples, survey_case
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "ChannelRecipe",
     "ChannelSurvey",
     "Recipe",
+    "declared_voxels",
     "foreground_samples",
     "label_map",
     "load_case",

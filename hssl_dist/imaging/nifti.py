@@ -71,6 +71,17 @@ def read_fields(url: str) -> Any:
     return _header_fields(_start_of_gzip(head, name) if head.startswith(_GZIP_MAGIC) else head, name)
 
 
+def declared_voxels(url: str) -> int:
+    """Voxels, over all channels, that the header of a `.nii` or `.nii.gz` file declares.
+
+    Reads the file's first 64 KiB. Raises InputError as `read_nifti` does.
+    """
+    name = posixpath.basename(url)
+    with reading(name), files.open_read(url) as stream:
+        header, _ = _read_header(stream.read(_HEAD_BYTES), name)
+    return header.channels * math.prod(header.shape)
+
+
 def write_nifti(path: Path, array_xyz: Shaped[np.ndarray, "x y z *channel"], affine: Any) -> None:
     """Write an array as `.nii` or, by the name's ending, `.nii.gz`; equal input gives equal bytes."""
     image = nibabel.Nifti1Image(array_xyz, np.asarray(affine, dtype=np.float64))
@@ -81,20 +92,24 @@ def write_nifti(path: Path, array_xyz: Shaped[np.ndarray, "x y z *channel"], aff
 
 def _read(stream: ByteStream, name: str, max_voxels: int) -> SourceImage:
     head = stream.read(_HEAD_BYTES)
-    if not head:
-        raise InputError(f"{name}: the file is empty")
-    zipped = head.startswith(_GZIP_MAGIC)
-    header, offset = _parse_header(_start_of_gzip(head, name) if zipped else head, name)
+    header, offset = _read_header(head, name)
     check_size(header, name, max_voxels)
     count = header.channels * math.prod(header.shape)
     end = offset + count * header.dtype.itemsize
     data = np.empty(end, dtype=np.uint8)
     pieces = _pieces(head, stream)
-    if zipped:
+    if head.startswith(_GZIP_MAGIC):
         pieces = _unzip(_at_most(pieces, end, name), name)
     gather(pieces, data.data, name)
     raw = np.frombuffer(data, dtype=header.dtype, count=count, offset=offset)
     return SourceImage(name, header, raw.reshape((header.channels, *reversed(header.shape))))
+
+
+def _read_header(head: bytes, name: str) -> tuple[SourceHeader, int]:
+    """The header at the start of a file's bytes, and the position of the first voxel."""
+    if not head:
+        raise InputError(f"{name}: the file is empty")
+    return _parse_header(_start_of_gzip(head, name) if head.startswith(_GZIP_MAGIC) else head, name)
 
 
 def _start_of_gzip(head: bytes, name: str) -> bytes:

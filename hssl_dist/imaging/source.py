@@ -80,6 +80,18 @@ def read_source(url: str, max_voxels: int) -> SourceImage:
     raise InputError(f"{name}: no reader for this kind of file; known are {', '.join(_READERS)}")
 
 
+def declared_voxels(url: str) -> int | None:
+    """Voxels, over all channels, that the header of a NIfTI file declares; None for files of other kinds.
+
+    Raises InputError as `read_source` does for a header that cannot be read.
+    """
+    if dicom.is_series(url) or not url.endswith((".nii", ".nii.gz")):
+        return None
+    from hssl_dist.imaging import nifti
+
+    return nifti.declared_voxels(url)
+
+
 @contextmanager
 def reading(name: str, missing: str = "there is no such file; it belongs to the case") -> Iterator[None]:
     """Inside, a file that is not there or cannot be read becomes an InputError that names it."""

@@ -25,7 +25,7 @@ _BATCHES_PER_CPU = 2  # running and waiting: enough to keep workers busy, few en
 
 @dataclass(frozen=True, slots=True)
 class Batch(Generic[Item]):
-    """Items for one Ray task, and the memory the largest of them takes."""
+    """Items for one Ray task, and the memory they take together: one may be written as the next is read."""
 
     items: tuple[Item, ...]
     memory_bytes: int
@@ -35,15 +35,15 @@ def batched(sized: Sequence[tuple[Item, int]]) -> list[Batch[Item]]:
     """Batches of `(item, memory in bytes)`, large items first so that none is left over at the end."""
     batches: list[Batch[Item]] = []
     items: list[Item] = []
-    total = largest = 0
+    total = 0
     for item, memory_bytes in sorted(sized, key=lambda pair: -pair[1]):
         if items and (len(items) == _BATCH_CASES or total + memory_bytes > _BATCH_BYTES):
-            batches.append(Batch(tuple(items), largest))
-            items, total, largest = [], 0, 0
+            batches.append(Batch(tuple(items), total))
+            items, total = [], 0
         items.append(item)
-        total, largest = total + memory_bytes, max(largest, memory_bytes)
+        total += memory_bytes
     if items:
-        batches.append(Batch(tuple(items), largest))
+        batches.append(Batch(tuple(items), total))
     return batches
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -22,12 +23,12 @@ from hssl_dist.imaging import CaseSurvey, Recipe, resolve_recipe
 from hssl_dist.imaging.recipe import RECIPE_VERSION
 from hssl_dist.jobs.batches import Workers, batched
 from hssl_dist.jobs.preprocess_cases import (
-    SURVEY_BYTES_PER_SOURCE_BYTE,
     Assignment,
     Refused,
     memory_bytes,
     store_cases,
     survey_cases,
+    survey_memory_bytes,
 )
 from hssl_dist.jobs.preprocess_report import write_report
 from hssl_dist.jobs.preprocess_result import Result, add_overlaps, check_failure_rates, outcome
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from hssl_dist.datasets import Dataset
 
 _SAVE_INTERVAL_S = 5.0
+_PARALLEL = 8
+"""Headers that are read at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +143,9 @@ def _survey(work: _Work, cases: Sequence[HashedCase], quarantine: Quarantine) ->
             quarantine.add(case, keys[case.id], case.problem)
     readable = {case.id: case for case in new if case.problem is None}
     if readable:
-        memory = [(case.case, SURVEY_BYTES_PER_SOURCE_BYTE * case.size_bytes) for case in readable.values()]
+        with ThreadPoolExecutor(_PARALLEL) as pool:
+            needs = pool.map(lambda case: survey_memory_bytes(case.case, case.size_bytes), readable.values())
+            memory = [(case.case, need) for case, need in zip(readable.values(), needs, strict=True)]
         arguments = (work.dataset.classes, work.job.max_voxels)
         saved_s = time.monotonic()
         with work.console.track(f"{work.name}: survey", len(readable)) as advance:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hssl_dist import files
@@ -23,36 +24,57 @@ if TYPE_CHECKING:
 _PARALLEL = 8
 
 
+@dataclass(frozen=True, slots=True)
+class EncodedCase:
+    """A case that only has to be put: its record with its objects, and these by path below the dataset."""
+
+    record: CaseRecord
+    data: Mapping[str, bytes]
+
+
 def write_case(
     root: str, record: CaseRecord, volume: Volume, classes: Mapping[int, str], storage: StorageConfig
 ) -> CaseRecord:
-    """Write a case anew and commit it; returns `record` with its objects.
+    """Write a case anew and commit it: `encode`, then `commit`."""
+    return commit(root, encode(record, volume, classes, storage))
 
-    `volume` is prepared (normalised float32, `record.shape`); the manifest must not list the case meanwhile
-    (`withdraw`). Killed at any point, the case either is as it was, or does not exist. Raises StoreError if
-    the storage refuses, InputError if the volume holds values that cannot be stored.
+
+def encode(
+    record: CaseRecord, volume: Volume, classes: Mapping[int, str], storage: StorageConfig
+) -> EncodedCase:
+    """A case's objects in memory. `volume` is prepared (normalised, of `record.shape`).
+
+    Raises InputError if the volume holds values that cannot be stored.
     """
     folder = layout.case_folder(record.id)
     data = {
         f"{folder}/{path}": blob for path, blob in encode_case(record.id, volume, classes, storage).items()
     }
-    committed = record.model_copy(
-        update={"objects": tuple(describe(path, blob) for path, blob in data.items())}
-    )
+    objects = tuple(describe(path, blob) for path, blob in data.items())
+    return EncodedCase(record.model_copy(update={"objects": objects}), data)
+
+
+def commit(root: str, case: EncodedCase) -> CaseRecord:
+    """Put a case's objects, then its record, which it returns.
+
+    The manifest must not list the case meanwhile (`withdraw`). Killed at any point, the case either is as it
+    was, or does not exist. Raises StoreError if the storage refuses.
+    """
+    record = case.record
     base = layout.dataset_url(root, record.dataset)
     try:
         remove_case(root, record.dataset, record.id)
         pool = _pool(os.getpid())
-        writes = [pool.submit(files.write, files.join(base, path), blob) for path, blob in data.items()]
+        writes = [pool.submit(files.write, files.join(base, path), blob) for path, blob in case.data.items()]
         wait(writes)  # so that nothing is being written any more when one of them has failed
         for write in writes:
             write.result()
-        write_record(root, committed)
+        write_record(root, record)
     except OSError as error:
         raise StoreError(
             f"case {record.id!r} of {record.dataset!r} could not be written to {base}: {error}"
         ) from error
-    return committed
+    return record
 
 
 @functools.cache

@@ -6,11 +6,14 @@ import math
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks.preprocess_data import generated_case
 from benchmarks.preprocess_memory import peak_memory
-from hssl_dist.jobs.preprocess_cases import SURVEY_BYTES_PER_SOURCE_BYTE, memory_bytes
+from hssl_dist.imaging import write_nifti
+from hssl_dist.jobs.preprocess_cases import memory_bytes, survey_memory_bytes
+from hssl_dist.records import Case
 
 MB = 1_000_000
 PROCESS_BYTES = 260 * MB
@@ -30,7 +33,7 @@ def check(folder, tmp_path, shape):
     growth = math.prod(spacing_mm) / math.prod(target_mm)
     assert stored <= memory_bytes(voxels, math.ceil(growth * voxels)) + PROCESS_BYTES
     source_bytes = sum(Path(url).stat().st_size for url in (*case.images, case.label))
-    assert surveyed <= SURVEY_BYTES_PER_SOURCE_BYTE * source_bytes + PROCESS_BYTES
+    assert surveyed <= survey_memory_bytes(case, source_bytes) + PROCESS_BYTES
 
 
 def test_the_memory_of_a_worker_is_bounded(tmp_path):
@@ -41,3 +44,21 @@ def test_the_memory_of_a_worker_is_bounded(tmp_path):
 def test_the_memory_of_a_worker_is_bounded_for_a_large_volume(tmp_path):
     """512 x 512 x 400 voxels of int16: 210 MB."""
     check(Path(tempfile.gettempdir(), "hssl-generated"), tmp_path, (400, 512, 512))
+
+
+def test_a_small_file_of_many_voxels_is_planned_for_by_its_header(tmp_path):
+    """A gzip of zeros: a thousandth of what it holds."""
+    path = tmp_path / "zeros.nii.gz"
+    write_nifti(path, np.zeros((256, 256, 128), np.int16), np.eye(4))
+    size_bytes = path.stat().st_size
+    assert size_bytes < 2 * 256 * 256 * 128 / 500
+    case = Case("d", "c", "c", (str(path),), None, ("mr",))
+    assert survey_memory_bytes(case, size_bytes) == memory_bytes(256 * 256 * 128, 0)
+
+
+def test_a_file_without_a_readable_header_is_planned_for_by_its_size(tmp_path):
+    (tmp_path / "none.nii.gz").write_bytes(b"nothing")
+    broken = Case("d", "c", "c", (str(tmp_path / "none.nii.gz"),), None, ("mr",))
+    assert survey_memory_bytes(broken, 7) == 7
+    other = Case("d", "c", "c", (str(tmp_path / "scan.nrrd"),), None, ("mr",))
+    assert survey_memory_bytes(other, 1000) == 16_000
