@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -17,14 +18,19 @@ from hssl_dist.records import Case
 
 
 def scaling(
-    cases: tuple[Case, ...], recipe: Recipe, voxels: int, copies: int, cpus: int
-) -> Callable[[], int]:
-    """Storing copies of cases of `voxels` each on a warm Ray of `cpus` CPUs; returns how many."""
+    cases: tuple[Case, ...], recipe: Recipe, voxels: int, copies: int, cpus: int, folder: str
+) -> Callable[[], float]:
+    """Storing copies of cases of `voxels` each on a warm Ray of `cpus` CPUs; returns its wall seconds.
+
+    The store is a new folder in `folder`, which the caller keeps until all is measured: for minutes, ext4
+    walks around the inodes of files that have just been deleted, and takes longer for a new one than a small
+    case takes to prepare.
+    """
     stack = ExitStack()
-    root = stack.enter_context(tempfile.TemporaryDirectory())
+    root = tempfile.mkdtemp(dir=folder)
     workers = Workers(RayConfig(num_cpus=cpus), Console(), stack)
 
-    def store(copies: Iterable[int]) -> int:
+    def store(copies: Iterable[int]) -> None:
         work = [
             (
                 Assignment(replace(case, id=f"{case.id}-{copy}"), "t", "g", (), (), "0" * 64),
@@ -34,12 +40,15 @@ def scaling(
             for case in cases
         ]
         arguments = (root, recipe, StorageConfig(), 1 << 30)
-        return len(list(workers.run(store_cases, batched(work), *arguments)))
+        for _ in workers.run(store_cases, batched(work), *arguments):
+            pass
 
     store(range(-3 * cpus * max(1, 8 // len(cases)), 0))  # every worker has started and imported all it needs
 
-    def work() -> int:
-        with stack:
-            return store(range(copies))
+    def work() -> float:
+        with stack:  # that Ray ends takes a second and more, whatever there was to do
+            started_s = time.perf_counter()
+            store(range(copies))
+            return time.perf_counter() - started_s
 
     return work

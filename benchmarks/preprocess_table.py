@@ -98,11 +98,12 @@ def _sizes(rows: Record) -> str:
 
 
 def _scaling(rows: Record) -> str:
-    header = ["volumes", "cases", "one CPU, s", "two CPUs, s", "ratio"]
+    header = ["volumes", "cases", "rounds", "one CPU, s", "two CPUs, s", "ratio"]
     lines = [
         [
             name,
             f"{row['cases']}",
+            f"{row['rounds']}",
             f"{row['one_cpu_s']:.1f}",
             f"{row['two_cpus_s']:.1f}",
             f"{row['ratio']:.2f}",
