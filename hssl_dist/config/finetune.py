@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -15,6 +15,7 @@ from hssl_dist.config.parts import (
     JobConfig,
     Name,
     Part,
+    Precision,
     RayConfig,
     Runner,
     Size,
@@ -104,7 +105,7 @@ class SupervisedConfig(Part):
     """Largest gradient norm."""
     ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
     """Validate and keep an exponential moving average of the weights, of this decay; off if not given."""
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     """Of the network's forward pass; weights, loss and optimiser stay in float32."""
     validate_every: PositiveInt = 200
     """Steps between validations; the last step is always validated."""

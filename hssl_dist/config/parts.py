@@ -124,3 +124,4 @@ class SplitConfig(Part):
 
 
 Runner = Literal["ray", "inline"]
+Precision = Literal["float32", "bfloat16"]

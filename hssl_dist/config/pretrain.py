@@ -13,6 +13,7 @@ from hssl_dist.config.parts import (
     JobConfig,
     Name,
     Part,
+    Precision,
     RayConfig,
     Runner,
     Size,
@@ -184,6 +185,8 @@ class PretrainConfig(JobConfig):
     micro_batch: PositiveInt | None = None
     """Regions a worker puts through the network at once; all of its share if not given. Only memory and time
     depend on it: negatives and gradients are those of the global batch."""
+    precision: Precision = "float32"
+    """Of encoder and decoder; weights, heads, losses and optimiser stay in float32."""
     log_every_steps: PositiveInt = 10
     """Steps between logged metrics."""
     sampling: SamplingConfig = SamplingConfig()

@@ -34,6 +34,8 @@ STAGE_PARTS: dict[Stage, tuple[str, ...]] = {
 }
 """Parts each stage trains, besides the encoder."""
 
+_SINGLE_BYTES = 4
+
 
 @dataclass(frozen=True, slots=True)
 class PretrainingOutput:
@@ -91,20 +93,23 @@ class PretrainingNetwork(nn.Module):
         )
 
     def forward(self, images: Float[Tensor, "b c z y x"], stage: Stage) -> PretrainingOutput:
-        """The heads' outputs for a stage."""
+        """The heads' outputs for a stage. Under autocast the heads still work in full precision."""
         features = self.encoder(images)
         if stage == "encoder":
-            pooled = tuple(pool(features[number]) for number in self.stages)
-            return PretrainingOutput(
-                embeddings=_apply_all(self.projector, pooled),
-                task_logits=_apply_all(self.task_head, pooled),
-                group_logits=_apply_all(self.group_head, pooled),
-                pooled=pooled,
-            )
+            with torch.autocast(images.device.type, enabled=False):
+                pooled = tuple(pool(_full(features[number])) for number in self.stages)
+                return PretrainingOutput(
+                    embeddings=_apply_all(self.projector, pooled),
+                    task_logits=_apply_all(self.task_head, pooled),
+                    group_logits=_apply_all(self.group_head, pooled),
+                    pooled=pooled,
+                )
         decoded = self.decoder(features)[-1]
-        return PretrainingOutput(
-            dense=_apply(self.dense_head, decoded), restored=_apply(self.restoration_head, decoded)
-        )
+        with torch.autocast(images.device.type, enabled=False):
+            decoded = _full(decoded)
+            return PretrainingOutput(
+                dense=_apply(self.dense_head, decoded), restored=_apply(self.restoration_head, decoded)
+            )
 
     @property
     def temperature(self) -> Float[Tensor, ""]:
@@ -122,6 +127,11 @@ class PretrainingNetwork(nn.Module):
 def pool(features: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b two_c"]:
     """Mean and maximum of each channel over the voxels."""
     return torch.cat((features.mean(dim=(2, 3, 4)), features.amax(dim=(2, 3, 4))), dim=1)
+
+
+def _full(x: Tensor) -> Tensor:
+    """Numbers of less than single precision as single precision; others as they are."""
+    return x.float() if x.element_size() < _SINGLE_BYTES else x
 
 
 def _heads(widths: Iterable[int], head: Callable[[int], nn.Module]) -> nn.ModuleList:

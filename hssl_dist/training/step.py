@@ -133,7 +133,9 @@ class _Look:
 def _look(stage: Stage, part: Samples, module: nn.Module, config: PretrainConfig) -> _Look:
     weight = next(module.parameters())
     prepared = _STAGES[stage].prepare(part.on(weight.device), config)
-    output = module(prepared.images.to(weight.dtype), stage)
+    lower = config.precision == "bfloat16"
+    with torch.autocast(weight.device.type, torch.bfloat16, enabled=lower):
+        output = module(prepared.images.to(weight.dtype), stage)
     return _Look(prepared, output, _STAGES[stage].kept(output, prepared, config))
 
 

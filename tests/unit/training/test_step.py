@@ -37,10 +37,12 @@ def settings_of(objective: dict[str, Any], micro_batch: int | None = None) -> Pr
     )
 
 
-def new_step(settings: PretrainConfig, stage: Stage) -> tuple[PretrainingNetwork, Samples]:
+def new_step(
+    settings: PretrainConfig, stage: Stage, dtype: torch.dtype = torch.float64
+) -> tuple[PretrainingNetwork, Samples]:
     schedule = Schedule(manifests(), settings.sampling, settings.seed, settings.global_batch)
     batch = next(PretrainingLoader(schedule, ArrayReader()).batches(0, 1))
-    network = _new_network(settings, schedule).double()
+    network = _new_network(settings, schedule).to(dtype)
     for name, parameter in network.named_parameters():
         if name.endswith("conv2.norm.weight"):  # they start at 0, and so would gradients of what is below
             nn.init.ones_(parameter)
@@ -50,8 +52,10 @@ def new_step(settings: PretrainConfig, stage: Stage) -> tuple[PretrainingNetwork
     return network, samples
 
 
-def step(stage: Stage, settings: PretrainConfig) -> tuple[StepLoss, dict[str, Tensor]]:
-    network, samples = new_step(settings, stage)
+def step(
+    stage: Stage, settings: PretrainConfig, dtype: torch.dtype = torch.float64
+) -> tuple[StepLoss, dict[str, Tensor]]:
+    network, samples = new_step(settings, stage, dtype)
     loss = backward(stage, samples, network, network, settings)
     gradients = {}
     for name, parameter in network.named_parameters():
@@ -75,6 +79,28 @@ def test_micro_batches_give_the_gradient_of_all_at_once(stage: Stage, objective:
         assert found.keys() == expected.keys()
         for name, gradient in expected.items():
             assert (found[name] - gradient).abs().max() <= 1e-12 * size, name
+
+
+@pytest.mark.parametrize("micro_batch", [None, 2])
+@pytest.mark.parametrize("stage", ["encoder", "decoder"])
+def test_bfloat16_is_for_encoder_and_decoder_alone(stage: Stage, micro_batch: int | None) -> None:
+    whole, expected = step(stage, settings_of(PLAIN), torch.float32)
+    settings = settings_of(PLAIN, micro_batch).model_copy(update={"precision": "bfloat16"})
+    loss, found = step(stage, settings, torch.float32)
+    for name, term in whole.terms.items():
+        assert loss.terms[name].dtype == torch.float32
+        assert loss.terms[name].item() == pytest.approx(term.item(), rel=2e-2), name
+    assert loss.total.item() != whole.total.item()
+    assert all(x.dtype == torch.float32 for depths in loss.kept.values() for x in depths)
+    assert all(gradient.dtype == torch.float32 for gradient in found.values())
+    apart, size = (
+        torch.stack([one.square().sum() for one in gradients]).sum().sqrt()
+        for gradients in (
+            [found[name] - gradient for name, gradient in expected.items()],
+            list(expected.values()),
+        )
+    )
+    assert apart < 0.1 * size
 
 
 def test_options_change_what_is_learnt() -> None:
