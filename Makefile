@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 S3 := $(VENV)/s3
 
-.PHONY: setup demo test test-slow lint format clean
+.PHONY: setup demo test test-slow study-models hippocampus-unet acdc-unet lint format clean
 
 setup: $(VENV)/.ready $(S3)/.ready
 
@@ -30,6 +30,21 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -m "slow and not gpu" --durations=10
+
+# hippocampus-unet and acdc-unet in the registry of hssl/mlflow.db, each task on one core, each with the aliases
+# champion (all labels), hssl-5 and scratch-5 (the same 5 % of them). Stopped, it goes on where it was.
+study-models: setup
+	$(BIN)/hssl preprocess --config configs/preprocess/real.yaml
+	$(MAKE) --jobs 2 hippocampus-unet acdc-unet
+
+hippocampus-unet acdc-unet: %-unet: | setup
+	$(BIN)/hssl pretrain --config configs/pretrain/$@.yaml
+	$(BIN)/hssl finetune --config configs/finetune/$@.yaml --name $*-champion --alias '["champion"]' \
+		--split.test 0
+	$(BIN)/hssl finetune --config configs/finetune/$@.yaml --name $*-hssl-5 --alias '["hssl-5"]' \
+		--labels.fraction 0.05 --training.steps 1000
+	$(BIN)/hssl finetune --config configs/finetune/$@.yaml --name $*-scratch-5 --alias '["scratch-5"]' \
+		--labels.fraction 0.05 --training.steps 1000 --model scratch
 
 lint: setup
 	$(BIN)/ruff check .
