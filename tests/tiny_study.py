@@ -10,6 +10,7 @@ from tests.tiny_store import NETWORK, write_blobs
 
 TASKS = ("blobs", "spots")
 TRAINING = {"steps": 4, "patch_size": (4, 8, 8), "validate_every": 2, "log_every_steps": 2}
+BLOBS_ALONE = ({"dataset": "blobs", "training": TRAINING},)
 
 
 def write_store(folder: Path) -> None:
@@ -19,13 +20,13 @@ def write_store(folder: Path) -> None:
 
 
 def config(folder: Path, **changes: Any) -> StudyConfig:
-    """All below `folder`; two arms, one share of the labels."""
+    """All below `folder`; two arms, one share and subset of the labels: four cells."""
     values: dict[str, Any] = {
         "name": "tiny",
         "tasks": [{"dataset": task, "training": TRAINING} for task in TASKS],
         "arms": ["scratch", "hssl-multi"],
         "fractions": (0.5,),
-        "subsets": 2,
+        "subsets": 1,
         "seeds": (0,),
         "split": {"test": 0.25, "validation": 0.25},
         "pretrain": {

@@ -302,6 +302,8 @@ class StudyConfig(JobConfig):
             raise ValueError(
                 "pretrain.sampling.exclude_test is the study's split, always; set `split` instead"
             )
+        for task in self.tasks:
+            self._check_patch(task)
         samples = {
             f"arm {arm.name!r} for task {task.dataset!r}": self.learning(arm, task).samples
             for task in self.tasks
@@ -312,6 +314,10 @@ class StudyConfig(JobConfig):
             self._check_budgets(samples)
         return self
 
+    def network(self, task: TaskConfig) -> NetworkConfig:
+        """The network of a task's cells and pretrainings."""
+        return task.network or self.pretrain.network
+
     def learning(self, arm: ArmConfig, task: TaskConfig) -> LearningConfig:
         """What the arm's pretraining for a task learns. Raises ValueError, in one line."""
         try:
@@ -319,6 +325,14 @@ class StudyConfig(JobConfig):
         except ValidationError as error:
             told = describe(error, LearningConfig)
             raise ValueError(f"arm {arm.name!r} for task {task.dataset!r}: {told}") from None
+
+    def _check_patch(self, task: TaskConfig) -> None:
+        size, reduction = task.training.patch_size, self.network(task).reduction
+        if any(voxels % factor for voxels, factor in zip(size, reduction, strict=True)):
+            raise ValueError(
+                f"task {task.dataset!r}: training.patch_size {size} is not a multiple of the network's "
+                f"reduction {reduction}; choose one that is"
+            )
 
     def _check_budgets(self, samples: Mapping[str, int]) -> None:
         """Whether all pretrainings, by name, see as many samples, and arms are fine-tuned alike."""

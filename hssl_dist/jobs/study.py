@@ -47,10 +47,14 @@ _WITHOUT_SECRETS = {"tracking"}
 
 @dataclass(slots=True)
 class _State:
-    """What a study has so far: finished pieces by name or id, the reasons of those that failed, its run."""
+    """What a study has so far: finished pieces by name or id, and the reasons of those that failed.
+
+    `settings` are all it was ever started with, by task and arm; `run_id` is its run in MLflow.
+    """
 
     pretrained: dict[str, Pretrained]
     cells: dict[str, StudyCell]
+    settings: dict[str, Any]
     run_id: str | None
     failed: dict[str, str] = field(default_factory=dict)
 
@@ -89,27 +93,33 @@ def _datasets(config: StudyConfig) -> tuple[str, ...]:
 
 def _take_up(config: StudyConfig, plan: Plan, manifests: Mapping[str, Manifest]) -> _State:
     """What is there of the study. Raises ConfigError if that was made with other settings."""
-    url, wanted = files.join(config.folder, "study.json"), identity(config, plan, manifests)
-    before: dict[str, Any] = _read_json(url) or {"run_id": None, "settings": {}}
-    settings = before["settings"]
-    check_same(config.name, wanted | settings, settings | wanted)
-    _put_json(url, {"run_id": before["run_id"], "settings": settings | wanted})
+    about: dict[str, Any] = _read_json(_about_url(config)) or {"run_id": None, "settings": {}}
+    before, wanted = about["settings"], identity(config, plan, manifests)
+    check_same(config.name, wanted | before, before | wanted)  # more of everything is no change
+    return _State(_read_pretrained(config, plan), _read_cells(config, plan), before | wanted, about["run_id"])
+
+
+def _read_pretrained(config: StudyConfig, plan: Plan) -> dict[str, Pretrained]:
     entries = _read_json(files.join(config.folder, "pretrained.json")) or []
     known = {entry["name"]: Pretrained.model_validate(entry) for entry in entries}
+    return {
+        item.name: known[item.name].model_copy(update={"arms": item.arms, "tasks": item.tasks})
+        for item in plan.pretrainings
+        if item.name in known
+    }
+
+
+def _read_cells(config: StudyConfig, plan: Plan) -> dict[str, StudyCell]:
     there = set(files.listing(files.join(config.results, "cells")))
-    return _State(
-        {
-            item.name: known[item.name].model_copy(update={"arms": item.arms, "tasks": item.tasks})
-            for item in plan.pretrainings
-            if item.name in known
-        },
-        {
-            cell.id: StudyCell.model_validate_json(files.read(_cell_url(config, cell)))
-            for cell in plan.cells
-            if f"{cell.id}.json" in there
-        },
-        before["run_id"],
-    )
+    return {
+        cell.id: StudyCell.model_validate_json(files.read(_cell_url(config, cell)))
+        for cell in plan.cells
+        if f"{cell.id}.json" in there
+    }
+
+
+def _about_url(config: StudyConfig) -> str:
+    return files.join(config.folder, "study.json")
 
 
 def _cell_url(config: StudyConfig, cell: Cell) -> str:
@@ -179,8 +189,7 @@ def _start_run(
     )
     tracked.log_json("config.json", params)
     state.run_id = tracked.id
-    url = files.join(config.folder, "study.json")
-    _put_json(url, _read_json(url) | {"run_id": tracked.id})
+    _put_json(_about_url(config), {"run_id": tracked.id, "settings": state.settings})
     return tracked
 
 

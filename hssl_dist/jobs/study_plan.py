@@ -136,7 +136,7 @@ def finetune_config(config: StudyConfig, cell: Cell, model: str) -> FinetuneConf
         split=config.split,
         training=_training(cell),
         checkpoint=config.checkpoint,
-        network=cell.task.network or config.pretrain.network,
+        network=config.network(cell.task),
         store=config.store,
         cache=config.cache,
         runs=config.runs,

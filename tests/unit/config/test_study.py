@@ -118,6 +118,10 @@ def test_a_task_s_network_and_views_are_those_of_its_pretrainings(tmp_path: Path
             "arm 'image' for task 'heart': sampling.patch_size (3, 16, 16) is not a multiple of",
         ),
         (
+            {"tasks": [TASK | {"training": {"patch_size": [5, 48, 48]}}]},
+            "task 'heart': training.patch_size (5, 48, 48) is not a multiple of the network's reduction",
+        ),
+        (
             {"pretrain": {"sampling": {"exclude_test": {"test": 0.3}}}},
             "pretrain.sampling.exclude_test is the study's split, always; set `split` instead",
         ),

@@ -14,7 +14,8 @@ ROOT = Path("/nowhere")
 
 
 def test_cells_have_readable_ids_in_an_order_that_keeps_pairs_together() -> None:
-    plan = Plan.of(config(ROOT, fractions=(0.05, 1.0), seeds=(0, 1)))
+    study = config(ROOT, fractions=(0.05, 1.0), subsets=2, seeds=(0, 1))
+    plan = Plan.of(study)
     ids = [cell.id for cell in plan.cells]
     assert ids[:6] == [
         "blobs-f0.05-s0-r0-scratch",
@@ -28,7 +29,7 @@ def test_cells_have_readable_ids_in_an_order_that_keeps_pairs_together() -> None
         len(ids) == len(set(ids)) == 2 * 2 * 2 * 3
     )  # tasks x arms x seeds x (two subsets of 5 %, one of all)
     assert not [name for name in ids if "-f1-s1-" in name]
-    assert ids == [cell.id for cell in Plan.of(config(ROOT, fractions=(0.05, 1.0), seeds=(0, 1))).cells]
+    assert ids == [cell.id for cell in Plan.of(study).cells]
 
 
 def test_a_pretraining_on_all_domains_serves_both_tasks_one_on_its_own_domain_one() -> None:
@@ -63,7 +64,10 @@ def test_arms_that_differ_only_in_their_transfer_share_their_pretraining() -> No
 
 def test_a_task_s_own_network_has_its_own_pretraining() -> None:
     wide = NETWORK.model_copy(update={"widths": (4, 12)})
-    tasks = [{"dataset": "blobs", "training": TRAINING}, {"dataset": "spots", "network": wide}]
+    tasks = [
+        {"dataset": "blobs", "training": TRAINING},
+        {"dataset": "spots", "training": TRAINING, "network": wide},
+    ]
     study = config(ROOT, tasks=tasks)
     plan = Plan.of(study)
     assert [p.tasks for p in plan.pretrainings] == [("blobs",), ("spots",)]
@@ -82,7 +86,7 @@ def test_pretraining_never_sees_test_patients_and_its_name_follows_its_content()
 
 
 def test_paired_cells_differ_in_their_start_alone() -> None:
-    study = config(ROOT, arms=["scratch", "hssl-multi"], seeds=(5,))
+    study = config(ROOT, arms=["scratch", "hssl-multi"], subsets=2, seeds=(5,))
     scratch, pretrained = Plan.of(study).cells[:2]
     first, other = (
         finetune_config(study, scratch, "scratch"),
