@@ -80,6 +80,8 @@ class TrackingConfig(Part):
     """An MLflow tracking URI; artifacts of a SQLite URI go to a folder beside its file."""
     experiment: str = "hssl"
     """Experiment the runs belong to."""
+    parent: str | None = None
+    """Id of the run that the job's own is nested under, if any."""
 
 
 class RayConfig(Part):

@@ -155,31 +155,9 @@ class CheckpointConfig(Part):
     """Newest checkpoints kept, besides the best."""
 
 
-class PretrainConfig(JobConfig):
-    """Pretrain a network on a store, without labels, and register it."""
+class LearningConfig(Part):
+    """What is learnt, from which regions and for how long: all of a run but where it runs."""
 
-    name: Name = "pretrain"
-    """Name of the run; the same name again resumes it."""
-    seed: int = 0
-    """Seed of weights, samples and augmentation."""
-    store: StoreConfig = StoreConfig()
-    cache: CacheConfig = CacheConfig()
-    runs: Url = Field(default="hssl/runs", validate_default=True)
-    """Folder or URL for checkpoints; the run's are in `<runs>/<name>`."""
-    tracking: TrackingConfig = TrackingConfig()
-    register_as: Name = "hssl-unet"
-    """Name in the model registry; the new version gets the alias `latest`."""
-    runner: Runner = "ray"
-    """`ray`: workers of a Ray cluster; `inline`: this process, or the ranks torchrun starts."""
-    ray: RayConfig = RayConfig()
-    workers: PositiveInt = 1
-    """Ray workers, one GPU each where there are GPUs."""
-    threads_per_worker: PositiveInt = 1
-    """CPU threads of a worker."""
-    max_failures: NonNegativeInt = 3
-    """Times a Ray run starts its workers again from the newest checkpoint after one of them failed."""
-    collective_timeout_s: PositiveFloat = 600.0
-    """Seconds after which a rank that waits for another one gives up."""
     global_batch: PositiveInt = 32
     """Regions per step over all workers."""
     micro_batch: PositiveInt | None = None
@@ -196,6 +174,11 @@ class PretrainConfig(JobConfig):
     encoder: StageConfig = StageConfig(steps=1000)
     decoder: StageConfig = StageConfig(steps=500, learning_rate=1.5e-3, encoder_rate=0.3)
     checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @property
+    def samples(self) -> int:
+        """Regions seen over both stages, each as often as it is drawn."""
+        return (self.encoder.steps + self.decoder.steps) * self.global_batch
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -228,13 +211,44 @@ class PretrainConfig(JobConfig):
                 "global_batch 1 leaves the image level no negatives; "
                 "use at least 2, or set objective.image_weight to 0"
             )
-        if self.global_batch < self.workers:
-            raise ValueError(
-                f"global_batch {self.global_batch} gives some of {self.workers} workers no region; "
-                f"use at least {self.workers}, or fewer workers"
-            )
         if self.micro_batch is not None and self.micro_batch > self.global_batch:
             raise ValueError(
                 f"micro_batch {self.micro_batch} is more than global_batch {self.global_batch}; "
                 "leave it out to put each worker's share through the network at once"
             )
+
+
+class PretrainConfig(JobConfig, LearningConfig):
+    """Pretrain a network on a store, without labels, and register it."""
+
+    name: Name = "pretrain"
+    """Name of the run; the same name again resumes it."""
+    seed: int = 0
+    """Seed of weights, samples and augmentation."""
+    store: StoreConfig = StoreConfig()
+    cache: CacheConfig = CacheConfig()
+    runs: Url = Field(default="hssl/runs", validate_default=True)
+    """Folder or URL for checkpoints; the run's are in `<runs>/<name>`."""
+    tracking: TrackingConfig = TrackingConfig()
+    register_as: Name = "hssl-unet"
+    """Name in the model registry; the new version gets the alias `latest`."""
+    runner: Runner = "ray"
+    """`ray`: workers of a Ray cluster; `inline`: this process, or the ranks torchrun starts."""
+    ray: RayConfig = RayConfig()
+    workers: PositiveInt = 1
+    """Ray workers, one GPU each where there are GPUs."""
+    threads_per_worker: PositiveInt = 1
+    """CPU threads of a worker."""
+    max_failures: NonNegativeInt = 3
+    """Times a Ray run starts its workers again from the newest checkpoint after one of them failed."""
+    collective_timeout_s: PositiveFloat = 600.0
+    """Seconds after which a rank that waits for another one gives up."""
+
+    @model_validator(mode="after")
+    def _a_region_each(self) -> Self:
+        if self.global_batch < self.workers:
+            raise ValueError(
+                f"global_batch {self.global_batch} gives some of {self.workers} workers no region; "
+                f"use at least {self.workers}, or fewer workers"
+            )
+        return self

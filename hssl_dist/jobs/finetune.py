@@ -356,6 +356,9 @@ def _outcome(
             },
             "val_dice": named,
             "val_dice_mean": mean,
+            "val_dice_curve": [
+                [step, metrics["val_dice"]] for step, metrics in result.history if "val_dice" in metrics
+            ],
             "best_step": result.step,
             "steps": result.steps,
             "seconds": seconds,

@@ -37,6 +37,7 @@ _METRICS_PER_CALL = 1000
 _PARAMS_PER_CALL = 100
 _PARAM_LENGTH = 6000
 _METRICS_KEPT = 100_000
+_PARENT = "mlflow.parentRunId"  # MLflow's own: its pages show such a run below the other
 _STATUS = {"done": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 
 
@@ -136,8 +137,8 @@ def start_run(
 ) -> Run:
     """Start a run, or go on with `run_id` or with an unfinished run of the same name and config hash.
 
-    `params` may be nested: keys become dotted paths. `warn` is told, once, when logging fails. Raises
-    TrackingError if the server cannot be reached or refuses.
+    `params` may be nested: keys become dotted paths. The run is nested under `config.parent`, if given.
+    `warn` is told, once, when logging fails. Raises TrackingError if the server cannot be reached or refuses.
     """
     client = connect(config)
     from mlflow.entities import RunTag
@@ -146,6 +147,8 @@ def start_run(
         experiment = experiment_id(client, config)
         known = run_id or _unfinished(client, experiment, name, lineage.config_hash)
         every_tag = {"hssl.run": name, **lineage_tags(lineage), **tags}
+        if config.parent is not None:
+            every_tag[_PARENT] = config.parent
         if known is None:
             known = str(client.create_run(experiment, run_name=name, tags=every_tag).info.run_id)
             logged: dict[str, str] = {}

@@ -31,7 +31,19 @@ FLOORS = {
     "training": 3,
     "jobs": 4,
     **dict.fromkeys(
-        ("cli", "preprocess", "pretrain", "finetune", "evaluate", "predict", "export", "promote", "demo"), 5
+        (
+            "cli",
+            "preprocess",
+            "pretrain",
+            "finetune",
+            "evaluate",
+            "predict",
+            "export",
+            "promote",
+            "study",
+            "demo",
+        ),
+        5,
     ),
 }
 

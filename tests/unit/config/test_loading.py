@@ -12,6 +12,7 @@ from hssl_dist.config.loading import load_config
 from hssl_dist.config.parts import JobConfig
 from hssl_dist.config.preprocess import PreprocessConfig
 from hssl_dist.config.pretrain import PretrainConfig
+from hssl_dist.config.study import StudyConfig
 from hssl_dist.errors import ConfigError, MissingError
 
 SCHEMAS: dict[str, type[JobConfig]] = {
@@ -20,6 +21,7 @@ SCHEMAS: dict[str, type[JobConfig]] = {
     "finetune": FinetuneConfig,
     "evaluate": EvaluateConfig,
     "promote": PromoteConfig,
+    "study": StudyConfig,
     "demo": DemoConfig,
 }
 SHIPPED = sorted((Path(__file__).parents[3] / "configs").rglob("*.yaml"))

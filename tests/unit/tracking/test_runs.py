@@ -30,6 +30,22 @@ def _start(tracking: TrackingConfig, name: str, lineage: Lineage = LINEAGE) -> R
     return start_run(tracking, name, {"training": {"steps": 3}, "seed": 0}, {"hssl.job": "test"}, lineage)
 
 
+def test_a_run_is_nested_under_the_parent_of_the_config_when_it_starts_and_when_it_goes_on(
+    tracking: TrackingConfig,
+) -> None:
+    parent = _start(tracking, "parent")
+    nested = tracking.model_copy(update={"parent": parent.id})
+    child = _start(nested, "child")
+    child.finish("interrupted")
+    assert _start(nested, "child").id == child.id
+    client = connect(tracking)
+    children = client.search_runs(
+        [client.get_run(parent.id).info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.id}'"
+    )
+    assert [run.info.run_id for run in children] == [child.id]
+    assert "mlflow.parentRunId" not in client.get_run(parent.id).data.tags
+
+
 def test_run_keeps_params_metrics_tags_and_artifacts(tracking: TrackingConfig):
     run = _start(tracking, "keeps")
     run.log_metrics(1, {"loss": 2.0, "dice": 0.5})

@@ -1,0 +1,352 @@
+"""Config of `hssl study`: arms x tasks x shares of the labels x label subsets x seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from hssl_dist import files
+from hssl_dist.config.finetune import SCRATCH, SupervisedConfig
+from hssl_dist.config.loading import describe
+from hssl_dist.config.network import NetworkConfig
+from hssl_dist.config.parts import (
+    CacheConfig,
+    Fraction,
+    JobConfig,
+    Part,
+    RayConfig,
+    Runner,
+    Size,
+    SplitConfig,
+    StoreConfig,
+    TrackingConfig,
+    Url,
+)
+from hssl_dist.config.pretrain import CheckpointConfig, LearningConfig
+
+Base = TypeVar("Base", bound=Part)
+Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=24)]
+"""A name short enough that those of study, task and arm, together, are a run's."""
+Share = Annotated[float, Field(gt=0.0, le=1.0)]
+
+
+def over(base: Base, changes: Part) -> Base:
+    """`base` with the keys that `changes` gives, checked anew."""
+    return type(base).model_validate(base.model_dump() | changes.model_dump(exclude_none=True))
+
+
+# ------------------------------------------------------------------------------------------------------- arms
+
+
+class ObjectiveChanges(Part):
+    """What an arm changes of `pretrain.objective`; the rest is the study's."""
+
+    temperature: PositiveFloat | None = None
+    """Temperature of the image level."""
+    image_weight: NonNegativeFloat | None = None
+    """Weight of the image level."""
+    task_weight: NonNegativeFloat | None = None
+    """Weight of the task level."""
+    group_weight: NonNegativeFloat | None = None
+    """Weight of the group level."""
+    depths: tuple[NonNegativeInt, ...] | None = None
+    """Encoder stages with heads, counted from the deepest."""
+    dense_weight: NonNegativeFloat | None = None
+    """Weight of dense correspondence."""
+    dense_temperature: PositiveFloat | None = None
+    """Temperature of dense correspondence."""
+    dense_across_batch: bool | None = None
+    """Whether voxels of the global batch's other regions are negatives too."""
+    restoration_weight: NonNegativeFloat | None = None
+    """Weight of restoring a corrupted view."""
+    mask_fraction: Fraction | None = None
+    """Share of a view that is masked for restoration."""
+    restoration_noise: NonNegativeFloat | None = None
+    """Noise added to the voxels that are not masked."""
+    restored_voxels: Literal["masked", "all"] | None = None
+    """Voxels that count for restoration."""
+
+
+class StageChanges(Part):
+    """What an arm changes of `pretrain.encoder` or `pretrain.decoder`."""
+
+    steps: NonNegativeInt | None = None
+    """Optimiser steps."""
+    learning_rate: PositiveFloat | None = None
+    """Peak learning rate."""
+    encoder_rate: NonNegativeFloat | None = None
+    """Factor on the encoder's learning rate."""
+    warmup_steps: NonNegativeInt | None = None
+    """Steps of linear warm-up."""
+
+
+class TransferChanges(Part):
+    """What an arm changes of a task's `training`. The first four concern only what is taken from a model."""
+
+    encoder_rate: NonNegativeFloat | None = None
+    """Factor on the learning rate of the pretrained encoder."""
+    decoder_rate: NonNegativeFloat | None = None
+    """Factor on the learning rate of the pretrained decoder."""
+    layer_decay: Share | None = None
+    """Further factor for each encoder stage before the deepest."""
+    freeze_steps: NonNegativeInt | None = None
+    """First steps, in which only the new parts are trained."""
+    steps: PositiveInt | None = None
+    """Optimiser steps; only with `unmatched_budgets`."""
+    learning_rate: PositiveFloat | None = None
+    """Peak learning rate of the new parts; only with `unmatched_budgets`."""
+
+
+class ArmConfig(Part):
+    """One way to come to a network's first weights."""
+
+    name: Label
+    """Name of the arm."""
+    start: Literal["scratch", "pretrain"] = "pretrain"
+    """`scratch`: new weights; `pretrain`: those of a pretraining by the keys below over the study's own."""
+    domains: Literal["all", "own"] = "all"
+    """Datasets to pretrain on: all of `pretrain.sampling.datasets`, or only the task's own."""
+    stages: Literal["both", "encoder", "decoder"] = "both"
+    """Stages to pretrain; one that is left out gives its steps to the other."""
+    objective: ObjectiveChanges = ObjectiveChanges()
+    encoder: StageChanges = StageChanges()
+    decoder: StageChanges = StageChanges()
+    global_batch: PositiveInt | None = None
+    """Regions per pretraining step; the study's if not given."""
+    parts: tuple[str, ...] = ("encoder", "decoder")
+    """Parts taken from the pretrained network."""
+    transfer: TransferChanges = TransferChanges()
+    """How they are fine-tuned."""
+
+    @model_validator(mode="after")
+    def _scratch_is_not_pretrained(self) -> Self:
+        given = {key for key in type(self).model_fields if getattr(self, key) != _default(self, key)}
+        if self.start == SCRATCH and (odd := sorted(given - {"name", "start", "transfer"})):
+            raise ValueError(
+                f"arm {self.name!r} starts from scratch, where {odd[0]!r} means nothing; leave it out"
+            )
+        return self
+
+    def learning(self, base: LearningConfig) -> LearningConfig:
+        """What its pretraining learns: the study's `pretrain` section with the arm's changes.
+
+        Raises ValidationError for changes that do not go together.
+        """
+        encoder, decoder = over(base.encoder, self.encoder), over(base.decoder, self.decoder)
+        total = encoder.steps + decoder.steps
+        if self.stages != "both":
+            encoder = encoder.model_copy(update={"steps": total if self.stages == "encoder" else 0})
+            decoder = decoder.model_copy(update={"steps": total - encoder.steps})
+        changed = {
+            "objective": over(base.objective, self.objective),
+            "encoder": encoder,
+            "decoder": decoder,
+            "global_batch": self.global_batch or base.global_batch,
+        }
+        return LearningConfig.model_validate(base.model_dump() | changed)
+
+
+def _default(arm: ArmConfig, key: str) -> Any:
+    return type(arm).model_fields[key].get_default()
+
+
+_NO_LEVELS = {"image_weight": 0.0, "task_weight": 0.0, "group_weight": 0.0}
+_NO_DECODER_TERMS = {"dense_weight": 0.0, "restoration_weight": 0.0}
+DEFAULT_ARMS: Mapping[str, Mapping[str, Any]] = {
+    "scratch": {"start": "scratch"},
+    "image": {
+        "stages": "encoder",
+        "objective": {**_NO_DECODER_TERMS, "task_weight": 0.0, "group_weight": 0.0},
+        "parts": ("encoder",),
+    },
+    "hssl-single": {"domains": "own", "objective": {"restoration_weight": 0.0}},
+    "hssl-multi": {"objective": {"restoration_weight": 0.0}},
+    "restoration": {
+        "stages": "decoder",
+        "objective": {**_NO_LEVELS, "dense_weight": 0.0, "restoration_weight": 1.0},
+        "decoder": {"encoder_rate": 1.0},
+        "transfer": {"encoder_rate": 0.2},
+    },
+    "hssl-restoration": {"objective": {"restoration_weight": 1.0}},
+}
+"""The arms a config may just name: the comparison of docs/method.md."""
+
+
+def _arm(value: Any) -> Any:
+    """A default arm's name stands for it; `like` makes a new one of it, with the keys given beside it."""
+    if isinstance(value, str):
+        value = {"name": value, "like": value}
+    if not isinstance(value, Mapping) or "like" not in value:
+        return value
+    like = value["like"]
+    if like not in DEFAULT_ARMS:
+        raise ValueError(
+            f"no arm {like!r} is defined; write it out, or name one of {', '.join(DEFAULT_ARMS)}"
+        )
+    return _merged(DEFAULT_ARMS[like], {key: entry for key, entry in value.items() if key != "like"})
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings, the changes winning."""
+    merged = {**base, **changes}
+    for key in base.keys() & changes.keys():
+        if isinstance(base[key], Mapping) and isinstance(changes[key], Mapping):
+            merged[key] = _merged(base[key], changes[key])
+    return merged
+
+
+Arm = Annotated[ArmConfig, BeforeValidator(_arm)]
+
+
+# ------------------------------------------------------------------------------------------------------ tasks
+
+
+class TaskConfig(Part):
+    """A dataset to fine-tune on, the same way for all arms."""
+
+    dataset: Annotated[str, Field(min_length=1, max_length=32)]
+    """Dataset of the store; also the task's name."""
+    training: SupervisedConfig = SupervisedConfig()
+    network: NetworkConfig | None = None
+    """The task's network, and that of its pretrainings; `pretrain.network` if not given."""
+    pretrain_patch_size: Size | None = None
+    """Size z y x of a view in its pretrainings; `pretrain.sampling.patch_size` if not given."""
+
+    def learning(self, base: LearningConfig) -> LearningConfig:
+        """The study's `pretrain` section with the task's network and size of views."""
+        changed: dict[str, Any] = {}
+        if self.network is not None:
+            changed["network"] = self.network
+        if self.pretrain_patch_size is not None:
+            changed["sampling"] = base.sampling.model_dump() | {"patch_size": self.pretrain_patch_size}
+        return LearningConfig.model_validate(base.model_dump() | changed)
+
+
+class StudyConfig(JobConfig):
+    """Compare ways of pretraining with training from scratch, by the Dice that few labels give."""
+
+    name: Label = "study"
+    """Name of the study; the same name again goes on with it."""
+    tasks: tuple[TaskConfig, ...] = Field(min_length=1)
+    """Datasets to fine-tune on."""
+    arms: tuple[Arm, ...] = Field(default=tuple(DEFAULT_ARMS), validate_default=True, min_length=1)
+    """Arms, by a default one's name, by changes to one (`like: hssl-multi`), or written out."""
+    fractions: tuple[Share, ...] = (0.05, 0.1, 1.0)
+    """Shares of the training patients' labels."""
+    subsets: PositiveInt = 5
+    """Label subsets of each share; a share of 1 has one."""
+    seeds: tuple[int, ...] = Field(default=(0, 1), min_length=1)
+    """Seeds, each of a pretraining and of the fine-tuning that starts from it."""
+    split: SplitConfig = SplitConfig()
+    """Of all tasks; pretraining never sees a scan of its test patients."""
+    part: Literal["validation", "test"] = "validation"
+    """Patients to score; `test` is for the one study that reports."""
+    look_again: bool = False
+    """Score test patients although a study of another config has done so; the report tells."""
+    pretrain: LearningConfig = LearningConfig()
+    """What pretrainings have in common."""
+    unmatched_budgets: bool = False
+    """Allow arms that see more samples than others, or are fine-tuned otherwise; the report tells."""
+    overlap: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
+    """Overlap of neighbouring windows when a cell is scored."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """When the state of a fine-tuning is saved; that of a pretraining by `pretrain.checkpoint`."""
+    store: StoreConfig = StoreConfig()
+    cache: CacheConfig = CacheConfig()
+    runs: Url = Field(default="hssl/runs", validate_default=True)
+    """Folder or URL for the files of pretrainings and cells, and for who has seen which test patients."""
+    output: Url = Field(default="hssl/studies", validate_default=True)
+    """Folder or URL for results; the study's are in `<output>/<name>`."""
+    tracking: TrackingConfig = TrackingConfig()
+    runner: Runner = "inline"
+    """`inline`: this process, one after the other; `ray`: tasks on a Ray cluster, with its GPUs."""
+    ray: RayConfig = RayConfig()
+    threads: PositiveInt = 1
+    """CPU threads of each pretraining and each cell."""
+
+    @property
+    def folder(self) -> str:
+        """Where the study's results are."""
+        return files.join(self.output, self.name)
+
+    @property
+    def results(self) -> str:
+        """Where those on the patients of `part` are: cells, summary, tables and report."""
+        return files.join(self.folder, self.part)
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        lists: dict[str, list[Any]] = {
+            "tasks": [task.dataset for task in self.tasks],
+            "arms": [arm.name for arm in self.arms],
+            "fractions": list(self.fractions),
+            "seeds": list(self.seeds),
+        }
+        for key, values in lists.items():
+            if twice := [value for value in values if values.count(value) > 1]:
+                raise ValueError(f"{key} must differ; {twice[0]!r} stands twice")
+        if not any(arm.name == SCRATCH and arm.start == SCRATCH for arm in self.arms):
+            raise ValueError("there is no arm called scratch that starts so; all others are compared with it")
+        if self.pretrain.sampling.exclude_test is not None:
+            raise ValueError(
+                "pretrain.sampling.exclude_test is the study's split, always; set `split` instead"
+            )
+        for task in self.tasks:
+            self._check_patch(task)
+        samples = {
+            f"arm {arm.name!r} for task {task.dataset!r}": self.learning(arm, task).samples
+            for task in self.tasks
+            for arm in self.arms
+            if arm.start == "pretrain"
+        }
+        if not self.unmatched_budgets:
+            self._check_budgets(samples)
+        return self
+
+    def network(self, task: TaskConfig) -> NetworkConfig:
+        """The network of a task's cells and pretrainings."""
+        return task.network or self.pretrain.network
+
+    def learning(self, arm: ArmConfig, task: TaskConfig) -> LearningConfig:
+        """What the arm's pretraining for a task learns. Raises ValueError, in one line."""
+        try:
+            return arm.learning(task.learning(self.pretrain))
+        except ValidationError as error:
+            told = describe(error, LearningConfig)
+            raise ValueError(f"arm {arm.name!r} for task {task.dataset!r}: {told}") from None
+
+    def _check_patch(self, task: TaskConfig) -> None:
+        size, reduction = task.training.patch_size, self.network(task).reduction
+        if any(voxels % factor for voxels, factor in zip(size, reduction, strict=True)):
+            raise ValueError(
+                f"task {task.dataset!r}: training.patch_size {size} is not a multiple of the network's "
+                f"reduction {reduction}; choose one that is"
+            )
+
+    def _check_budgets(self, samples: Mapping[str, int]) -> None:
+        """Whether all pretrainings, by name, see as many samples, and arms are fine-tuned alike."""
+        first = next(iter(samples), "")
+        for name, count in samples.items():
+            if count != samples[first]:
+                raise ValueError(
+                    f"{name} pretrains on {count} samples, {first} on {samples[first]}: steps times "
+                    "global_batch must agree, or set unmatched_budgets"
+                )
+        for arm in self.arms:
+            for key in ("steps", "learning_rate"):
+                if getattr(arm.transfer, key) is not None:
+                    raise ValueError(
+                        f"arm {arm.name!r} has a transfer.{key} of its own; all arms of a task are "
+                        "fine-tuned alike: leave it out, or set unmatched_budgets"
+                    )

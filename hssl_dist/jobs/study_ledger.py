@@ -1,0 +1,102 @@
+"""Who has looked at which patients: `<runs>/reporting/<dataset>.json`, a line per study and set of patients.
+
+Validation patients may be scored as often as one likes, which is counted. Test patients are scored by one
+study only: a second look, by another config, would choose among results.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Literal
+
+from hssl_dist import files
+from hssl_dist.errors import ConfigError
+from hssl_dist.records import Manifest, Record
+from hssl_dist.sampling.splits import split_manifest
+
+if TYPE_CHECKING:
+    from hssl_dist.config.study import StudyConfig
+
+_WHERE_NOT_WHAT = {
+    "store", "cache", "runs", "output", "tracking", "runner", "ray", "threads", "checkpoint", "look_again",
+}  # fmt: skip
+"""Keys that do not make a study another one."""
+
+
+class Look(Record):
+    """A study that scored patients: when it first did so (UTC), under which config."""
+
+    study: str
+    config: str
+    part: Literal["validation", "test"]
+    patients: tuple[str, ...]
+    first_at: str
+
+
+class Ledger:
+    """The looks of one study at its tasks' patients, and those before it."""
+
+    def __init__(self, config: StudyConfig, manifests: Mapping[str, Manifest]) -> None:
+        self._config, self.config_hash = config, config.hash(_WHERE_NOT_WHAT)
+        self._patients = {
+            task.dataset: getattr(split_manifest(manifests[task.dataset], config.split), config.part)
+            for task in config.tasks
+        }
+
+    def check(self) -> None:
+        """Raise ConfigError if a study of another config has scored some of the test patients."""
+        if self._config.part != "test" or self._config.look_again:
+            return
+        for dataset, patients in self._patients.items():
+            for look in self._overlapping(dataset):
+                if look.config != self.config_hash:
+                    seen = len(set(look.patients) & set(patients))
+                    raise ConfigError(
+                        f"{seen} of the {len(patients)} test patients of {dataset!r} were scored by the "
+                        f"study {look.study!r} of another config ({look.config[:8]}) on {look.first_at}; "
+                        "report that one, or set look_again, which the report tells"
+                    )
+
+    def note(self) -> None:
+        """Write that this study looks, before it does; once for a config and its patients."""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        for dataset, patients in self._patients.items():
+            looks = self._read(dataset)
+            if any(look.config == self.config_hash and look.patients == patients for look in looks):
+                continue
+            new = Look(
+                study=self._config.name,
+                config=self.config_hash,
+                part=self._config.part,
+                patients=patients,
+                first_at=now,
+            )
+            entries = [look.model_dump(mode="json") for look in (*looks, new)]
+            files.write(self._url(dataset), (json.dumps(entries, indent=1) + "\n").encode())
+
+    def summary(self) -> dict[str, Any]:
+        """By dataset: how many patients are scored, and how many configs have scored some of them so far."""
+        return {
+            dataset: {"patients": len(patients), "looks": len(self._overlapping(dataset))}
+            for dataset, patients in self._patients.items()
+        }
+
+    def _overlapping(self, dataset: str) -> list[Look]:
+        """The looks at some of the patients of the study's part."""
+        patients = set(self._patients[dataset])
+        return [
+            look
+            for look in self._read(dataset)
+            if look.part == self._config.part and patients & set(look.patients)
+        ]
+
+    def _read(self, dataset: str) -> Sequence[Look]:
+        url = self._url(dataset)
+        if not files.exists(url):
+            return []
+        return [Look.model_validate(entry) for entry in json.loads(files.read(url))]
+
+    def _url(self, dataset: str) -> str:
+        return files.join(self._config.runs, "reporting", f"{dataset}.json")

@@ -1,0 +1,49 @@
+"""What one cell of a label-efficiency study gave: the record that its statistics and its report are made from.
+
+A cell is one fine-tuning run: an arm, a task, a share of the labels, a label subset and a seed.
+"""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+SCRATCH_ARM = "scratch"
+"""The arm that all others are compared with."""
+
+
+class CaseDice(BaseModel):
+    """Dice of one case by class, None where the class is in neither label nor prediction."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    case: str
+    patient: str
+    dice: dict[str, float | None]
+
+
+class StudyCell(BaseModel):
+    """A finished cell.
+
+    `seed` is the seed of pretraining and of fine-tuning alike, so that a cell is paired with the one from
+    scratch of the same task, share, subset and seed. `curve` has validation Dice by optimiser step. `part`
+    says which patients `cases` are: `validation` while a study is being tuned, `test` when it reports.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    arm: str
+    task: str
+    fraction: float
+    subset: int
+    seed: int
+    part: str
+    labelled: tuple[str, ...]
+    curve: tuple[tuple[int, float], ...]
+    best_step: int
+    steps: int
+    cases: tuple[CaseDice, ...]
+    seconds: float
+    model: str
+    run_id: str
+    parent_model: str | None
+    """Registry version it was fine-tuned from; None from scratch."""

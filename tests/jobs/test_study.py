@@ -1,0 +1,299 @@
+"""Studies on a tiny store: run, run again, killed, failing, on Ray; who has looked at the test patients."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from hssl_dist.config.study import StudyConfig
+from hssl_dist.console import Console
+from hssl_dist.errors import ConfigError, Interrupted, MissingError
+from hssl_dist.jobs import study
+from hssl_dist.jobs.study_cells import Pretrained
+from hssl_dist.jobs.study_plan import Plan
+from hssl_dist.records import Outcome
+from hssl_dist.sampling.splits import split_manifest
+from hssl_dist.segmentation.study_cells import StudyCell
+from hssl_dist.store import read_manifest
+from hssl_dist.tracking.client import connect
+from tests import tiny_study
+
+DEADLINE_S = 120.0
+UNLIKE = {"seconds", "run_id", "model", "parent_model"}
+"""What two runs of the same cell need not share."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the store, and a study that has run there."""
+    folder = tmp_path_factory.mktemp("study")
+    tiny_study.write_store(folder)
+    assert run(tiny_study.config(folder)).status == "done"
+    return folder
+
+
+def run(config: StudyConfig, console: Console | None = None) -> Outcome:
+    return study.run(config, console or Console(io.StringIO()))
+
+
+def cells_of(config: StudyConfig) -> dict[str, StudyCell]:
+    folder = Path(config.results) / "cells"
+    return {path.stem: StudyCell.model_validate_json(path.read_text()) for path in folder.glob("*.json")}
+
+
+def is_like_the_undisturbed(folder: Path, config: StudyConfig) -> bool:
+    """Whether its cells are those of the study of the fixture, as far as they are in both."""
+    alone = cells_of(tiny_study.config(folder))
+    return all(
+        cell.model_dump(exclude=UNLIKE) == alone[name].model_dump(exclude=UNLIKE)
+        for name, cell in cells_of(config).items()
+    )
+
+
+def runs_of(config: StudyConfig) -> list[Any]:
+    """The study's own run and those of its pieces."""
+    found = connect(config.tracking).search_runs(["1"])
+    return [run for run in found if f"{run.data.tags['hssl.run']}-".startswith(f"{config.name}-")]
+
+
+# ---------------------------------------------------------------------------------------------------- results
+
+
+def test_a_study_leaves_every_cell_its_pretrainings_and_a_summary(folder: Path) -> None:
+    config = tiny_study.config(folder)
+    cells, plan = cells_of(config), Plan.of(config)
+    assert set(cells) == {cell.id for cell in plan.cells}
+    (pretrained,) = json.loads((Path(config.folder) / "pretrained.json").read_text())
+    pretrained = Pretrained.model_validate(pretrained)
+    assert (pretrained.name, pretrained.arms, pretrained.tasks) == (
+        plan.pretrainings[0].name,
+        ("hssl-multi",),
+        tiny_study.TASKS,
+    )
+    assert (pretrained.steps, pretrained.samples, pretrained.model) == (4, 16, "models:/tiny-hssl-multi/1")
+    for planned in plan.cells:
+        cell = cells[planned.id]
+        split = split_manifest(read_manifest(config.store.url, cell.task), config.split)
+        assert {case.patient for case in cell.cases} == set(split.validation)
+        assert set(cell.labelled) < set(split.train)
+        assert [step for step, _ in cell.curve] == [2, 4]
+        assert (cell.part, cell.steps) == ("validation", 4)
+        best = max(cell.curve, key=lambda entry: entry[1])
+        assert cell.best_step == best[0]
+        assert cell.parent_model == (None if cell.arm == "scratch" else pretrained.model)
+    summary = json.loads((Path(config.results) / "summary.json").read_text())
+    assert (summary["cells"], summary["planned"], summary["failed"]) == (4, 4, [])
+    assert summary["looks"] == {task: {"patients": 2, "looks": 1} for task in tiny_study.TASKS}
+
+
+def test_cells_of_a_pair_share_their_labels(folder: Path) -> None:
+    cells = cells_of(tiny_study.config(folder))
+    for name, cell in cells.items():
+        assert cell.labelled == cells[f"{name.rpartition('-r0-')[0]}-r0-scratch"].labelled
+
+
+def test_every_run_is_nested_under_the_study_s(folder: Path) -> None:
+    config = tiny_study.config(folder)
+    runs = {run.data.tags["hssl.run"]: run for run in runs_of(config)}
+    parent = runs.pop("tiny")
+    assert parent.data.tags["hssl.job"] == "study"
+    assert len(runs) == 1 + 4
+    for child in runs.values():
+        assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert child.info.status == "FINISHED"
+    assert parent.info.status == "FINISHED"
+    assert parent.data.metrics == {"cells_done": 4, "pieces_failed": 0}
+    for name, cell in cells_of(config).items():
+        assert runs[f"tiny-{name}"].info.run_id == cell.run_id
+        assert "validation_dice" in runs[f"tiny-{name}"].data.metrics
+
+
+def test_running_again_does_nothing(folder: Path) -> None:
+    config = tiny_study.config(folder)
+
+    def state() -> tuple[dict[str, int], list[tuple[str, int, int]]]:
+        places = (Path(config.output), Path(config.runs))
+        stamps = {str(path): path.stat().st_mtime_ns for place in places for path in place.rglob("*")}
+        return stamps, sorted((r.info.run_id, r.info.start_time, r.info.end_time) for r in runs_of(config))
+
+    before = state()
+    outcome = run(config)
+    assert (outcome.status, outcome.summary["cells"]) == ("done", 4)
+    assert state() == before
+
+
+def test_a_study_grows_without_repeating_itself_but_does_not_change(folder: Path) -> None:
+    config = tiny_study.config(folder, name="grows", tasks=tiny_study.BLOBS_ALONE, arms=["scratch"])
+    first = run(config).summary
+    stamps = {path: path.stat().st_mtime_ns for path in Path(config.results).glob("cells/*")}
+    grown = config.model_copy(update={"subsets": 2, "fractions": (0.5, 1.0)})
+    outcome = run(grown)
+    assert (outcome.summary["cells"], outcome.summary["run_id"]) == (3, first["run_id"])
+    labelled = [set(cell.labelled) for _, cell in sorted(cells_of(grown).items())]
+    assert [len(patients) for patients in labelled] == [2, 2, 4]
+    assert labelled[0] != labelled[1]
+    assert stamps == {path: path.stat().st_mtime_ns for path in stamps}
+    changed = [{"dataset": "blobs", "training": tiny_study.TRAINING | {"steps": 6}}]
+    with pytest.raises(ConfigError) as caught:
+        run(tiny_study.config(folder, name="grows", tasks=changed, arms=["scratch"]))
+    assert str(caught.value) == (
+        "run 'grows' was started with blobs/scratch.finetune.training.steps = 4, it is now 6; "
+        "give another --name, or the values it was started with"
+    )
+
+
+# -------------------------------------------------------------------------------------------- stopped, failed
+
+
+def test_a_killed_study_ends_with_the_cells_of_one_that_was_left_alone(folder: Path, tmp_path: Path) -> None:
+    config = tiny_study.config(folder, name="killed", output=str(tmp_path))
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    command = [sys.executable, "-m", "hssl_dist.study", "--config", str(tmp_path / "config.yaml")]
+    done = Path(config.results) / "cells"
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        give_up_s = time.monotonic() + DEADLINE_S
+        while not list(done.glob("[!.]*.json")) and time.monotonic() < give_up_s:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        process.kill()
+    stamps = {path: path.stat().st_mtime_ns for path in done.glob("[!.]*.json")}
+    assert 1 <= len(stamps) < 4
+    assert run(config).summary["cells"] == 4
+    assert stamps == {path: path.stat().st_mtime_ns for path in stamps}
+    assert is_like_the_undisturbed(folder, config)
+    nested = runs_of(config)
+    assert len(nested) == 1 + 1 + 4
+    assert {r.info.status for r in nested} == {"FINISHED"}
+
+
+class StoppingConsole(Console):
+    """Asks the process to stop when a line says so many pieces are done."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__(io.StringIO())
+        self._left = after
+
+    def say(self, text: str) -> None:
+        if text.endswith(": done"):
+            self._left -= 1
+            if self._left == 0:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_study_that_is_asked_to_stop_keeps_what_it_has(folder: Path) -> None:
+    config = tiny_study.config(folder, name="stopped", arms=["scratch"])
+    with pytest.raises(Interrupted, match="what is done is kept; run it again to go on"):
+        run(config, StoppingConsole(1))
+    assert list(cells_of(config)) == ["blobs-f0.5-s0-r0-scratch"]
+    (parent,) = [r for r in runs_of(config) if r.data.tags["hssl.job"] == "study"]
+    assert parent.info.status == "KILLED"
+    outcome = run(config)
+    assert (outcome.status, outcome.summary["run_id"]) == ("done", parent.info.run_id)
+
+
+def test_a_failing_cell_stops_no_other_and_is_tried_again(folder: Path) -> None:
+    """The first cell's run is taken by another config, as if someone had used its name."""
+    config = tiny_study.config(folder, name="fails", arms=["scratch"])
+    taken = Path(config.runs) / "fails-blobs-f0.5-s0-r0-scratch" / "done.json"
+    taken.parent.mkdir(parents=True)
+    taken.write_text(json.dumps({"trajectory": {"seed": 77}, "summary": {"model": "x"}}))
+    outcome = run(config)
+    assert outcome.status == "failed"
+    assert list(cells_of(config)) == ["spots-f0.5-s0-r0-scratch"]
+    ((name, reason),) = [tuple(entry.values()) for entry in outcome.summary["failed"]]
+    assert name == "blobs-f0.5-s0-r0-scratch"
+    assert reason.startswith("run 'fails-blobs-f0.5-s0-r0-scratch' was started with ")
+    assert outcome.warnings == (f"{name} failed: {reason}",)
+    (parent,) = [r for r in runs_of(config) if r.data.tags["hssl.job"] == "study"]
+    assert parent.info.status == "FAILED"
+    taken.unlink()
+    again = run(config)
+    assert (again.status, again.summary["cells"], again.summary["failed"]) == ("done", 2, [])
+    assert again.summary["run_id"] == parent.info.run_id
+
+
+def test_cells_of_a_failed_pretraining_fail_with_it(folder: Path) -> None:
+    config = tiny_study.config(folder, name="barren", tasks=tiny_study.BLOBS_ALONE)
+    (pretraining,) = Plan.of(config).pretrainings
+    taken = Path(config.runs) / pretraining.name / "done.json"
+    taken.parent.mkdir(parents=True)
+    taken.write_text(json.dumps({"trajectory": {"seed": 77}, "summary": {"model": "x"}}))
+    outcome = run(config)
+    reasons = {entry["name"]: entry["reason"] for entry in outcome.summary["failed"]}
+    assert reasons.pop(pretraining.name).startswith(f"run {pretraining.name!r} was started with ")
+    assert reasons == {"blobs-f0.5-s0-r0-hssl-multi": f"its pretraining {pretraining.name} failed"}
+    assert list(cells_of(config)) == ["blobs-f0.5-s0-r0-scratch"]
+
+
+def test_a_dataset_that_is_not_there_is_told_before_anything_runs(folder: Path) -> None:
+    with pytest.raises(MissingError, match="'none'"):
+        run(
+            tiny_study.config(
+                folder, name="missing", tasks=[{"dataset": "none", "training": tiny_study.TRAINING}]
+            )
+        )
+    assert not (folder / "studies/missing").exists()
+
+
+# -------------------------------------------------------------------------------------------------- reporting
+
+
+def test_test_patients_are_scored_by_one_study_unless_asked_for(folder: Path, tmp_path: Path) -> None:
+    place = {
+        "runs": str(tmp_path / "runs"),
+        "output": str(tmp_path / "studies"),
+        "tasks": tiny_study.BLOBS_ALONE,
+    }
+    tuned = tiny_study.config(folder, name="tuned", arms=["scratch"], **place)
+    assert run(tuned).status == "done"
+    reports = tuned.model_copy(update={"part": "test"})
+    runs_before = len(runs_of(reports))
+    summary = run(reports).summary
+    assert (
+        len(runs_of(reports)) == runs_before
+    )  # the networks are those that were tuned; they are only scored
+    assert summary["looks"]["blobs"] == {"patients": 2, "looks": 1}
+    cells = cells_of(reports)
+    test = split_manifest(read_manifest(tuned.store.url, "blobs"), tuned.split).test
+    scored = cells["blobs-f0.5-s0-r0-scratch"]
+    assert (scored.part, {case.patient for case in scored.cases}) == ("test", set(test))
+    assert set(cells_of(tuned)) == set(cells)
+
+    assert run(reports).summary["looks"]["blobs"]["looks"] == 1
+    second = tiny_study.config(folder, name="second", arms=["scratch"], part="test", **place)
+    with pytest.raises(ConfigError) as caught:
+        run(second)
+    assert str(caught.value).startswith(
+        "2 of the 2 test patients of 'blobs' were scored by the study 'tuned' of another config ("
+    )
+    assert not (tmp_path / "runs/second-blobs-f0.5-s0-r0-scratch").exists()
+    again = run(second.model_copy(update={"look_again": True})).summary
+    assert again["looks"]["blobs"] == {"patients": 2, "looks": 2}
+    ledger = json.loads((tmp_path / "runs/reporting/blobs.json").read_text())
+    assert [(look["study"], look["part"]) for look in ledger] == [
+        ("tuned", "validation"),
+        ("tuned", "test"),
+        ("second", "test"),
+    ]
+    assert ledger[1]["patients"] == list(test)
+
+
+# -------------------------------------------------------------------------------------------------------- Ray
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_on_ray_it_gives_the_same_cells(folder: Path) -> None:
+    config = tiny_study.config(folder, name="on-ray", runner="ray", tasks=tiny_study.BLOBS_ALONE)
+    outcome = run(config)
+    assert (outcome.summary["failed"], outcome.summary["cells"]) == ([], 2)
+    assert is_like_the_undisturbed(folder, config)

@@ -1,0 +1,113 @@
+"""What a study runs: cells, their pairing, and each pretraining once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hssl_dist.config.evaluate import EvaluateConfig
+from hssl_dist.config.study import DEFAULT_ARMS
+from hssl_dist.jobs.study_plan import Plan, evaluate_config, finetune_config
+from tests.tiny_store import NETWORK
+from tests.tiny_study import TRAINING, config
+
+ROOT = Path("/nowhere")
+
+
+def test_cells_have_readable_ids_in_an_order_that_keeps_pairs_together() -> None:
+    study = config(ROOT, fractions=(0.05, 1.0), subsets=2, seeds=(0, 1))
+    plan = Plan.of(study)
+    ids = [cell.id for cell in plan.cells]
+    assert ids[:6] == [
+        "blobs-f0.05-s0-r0-scratch",
+        "blobs-f0.05-s0-r0-hssl-multi",
+        "spots-f0.05-s0-r0-scratch",
+        "spots-f0.05-s0-r0-hssl-multi",
+        "blobs-f1-s0-r0-scratch",
+        "blobs-f1-s0-r0-hssl-multi",
+    ]
+    assert (
+        len(ids) == len(set(ids)) == 2 * 2 * 2 * 3
+    )  # tasks x arms x seeds x (two subsets of 5 %, one of all)
+    assert not [name for name in ids if "-f1-s1-" in name]
+    assert ids == [cell.id for cell in Plan.of(study).cells]
+
+
+def test_a_pretraining_on_all_domains_serves_both_tasks_one_on_its_own_domain_one() -> None:
+    plan = Plan.of(config(ROOT, arms=list(DEFAULT_ARMS), seeds=(3, 4)))
+    served = [(p.config.seed, p.arms, p.tasks, p.config.sampling.datasets) for p in plan.pretrainings]
+    both = ("blobs", "spots")
+    assert sorted(served) == sorted(
+        (seed, *rest)
+        for seed in (3, 4)
+        for rest in (
+            (("image",), both, ()),
+            (("hssl-single",), ("blobs",), ("blobs",)),
+            (("hssl-single",), ("spots",), ("spots",)),
+            (("hssl-multi",), both, ()),
+            (("restoration",), both, ()),
+            (("hssl-restoration",), both, ()),
+        )
+    )
+    names = {pretraining.name for pretraining in plan.pretrainings}
+    assert len(names) == 12
+    assert {cell.pretraining for cell in plan.cells} == names | {None}
+    assert all((cell.pretraining is None) == (cell.arm.name == "scratch") for cell in plan.cells)
+
+
+def test_arms_that_differ_only_in_their_transfer_share_their_pretraining() -> None:
+    slow = {"like": "hssl-multi", "name": "slow", "transfer": {"encoder_rate": 0.1}}
+    plan = Plan.of(config(ROOT, arms=["scratch", "hssl-multi", slow]))
+    (only,) = plan.pretrainings
+    assert only.arms == ("hssl-multi", "slow")
+    assert only.name.startswith("tiny-r0-hssl-multi-")
+
+
+def test_a_task_s_own_network_has_its_own_pretraining() -> None:
+    wide = NETWORK.model_copy(update={"widths": (4, 12)})
+    tasks = [
+        {"dataset": "blobs", "training": TRAINING},
+        {"dataset": "spots", "training": TRAINING, "network": wide},
+    ]
+    study = config(ROOT, tasks=tasks)
+    plan = Plan.of(study)
+    assert [p.tasks for p in plan.pretrainings] == [("blobs",), ("spots",)]
+    networks = {cell.task.dataset: finetune_config(study, cell, "scratch").network for cell in plan.cells}
+    assert networks == {"blobs": NETWORK, "spots": wide}
+
+
+def test_pretraining_never_sees_test_patients_and_its_name_follows_its_content() -> None:
+    study = config(ROOT)
+    (pretraining,) = Plan.of(study).pretrainings
+    assert pretraining.config.sampling.exclude_test == study.split
+    assert (pretraining.config.runner, pretraining.config.register_as) == ("inline", "tiny-hssl-multi")
+    (elsewhere,) = Plan.of(config(ROOT, runs="/other", threads=2)).pretrainings
+    (other,) = Plan.of(config(ROOT, split={"test": 0.3, "validation": 0.25})).pretrainings
+    assert elsewhere.name == pretraining.name != other.name
+
+
+def test_paired_cells_differ_in_their_start_alone() -> None:
+    study = config(ROOT, arms=["scratch", "hssl-multi"], subsets=2, seeds=(5,))
+    scratch, pretrained = Plan.of(study).cells[:2]
+    first, other = (
+        finetune_config(study, scratch, "scratch"),
+        finetune_config(study, pretrained, "models:/m/1"),
+    )
+    assert first.model_dump(exclude={"name", "model"}) == other.model_dump(exclude={"name", "model"})
+    assert (first.seed, first.labels.seed, first.labels.fraction) == (5, 0, 0.5)
+    second = Plan.of(study).cells[4]
+    assert finetune_config(study, second, "scratch").labels.seed == 1
+
+
+def test_an_arm_s_rates_are_laid_over_the_task_s_training() -> None:
+    study = config(ROOT, arms=["scratch", "restoration"])
+    scratch, restoration = (finetune_config(study, cell, "scratch") for cell in Plan.of(study).cells[:2])
+    assert restoration.training.encoder_rate == 0.2
+    assert restoration.training == scratch.training.model_copy(update={"encoder_rate": 0.2})
+
+
+def test_cells_are_scored_on_the_study_s_part() -> None:
+    study = config(ROOT, part="test", overlap=0.25)
+    settings = evaluate_config(study, Plan.of(study).cells[0], "models:/tiny-blobs/1")
+    assert isinstance(settings, EvaluateConfig)
+    assert (settings.part, settings.overlap) == ("test", 0.25)
+    assert settings.output == "/nowhere/studies/tiny/test/scores/blobs-f0.5-s0-r0-scratch"
