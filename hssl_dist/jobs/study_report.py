@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hssl_dist.jobs.study_context import StudyContext
 from hssl_dist.report.evaluation import Value
 from hssl_dist.report.study import ConvergenceRow, DiceRow, DifferenceRow, PowerRow, StudyData, study_report
-from hssl_dist.report.study_words import Statement, between, converged, gain, share, to_all_labels
+from hssl_dist.report.study_words import Statement, between, converged, gain, headline, share, to_all_labels
 from hssl_dist.segmentation.intervals import HierarchicalEstimate
 from hssl_dist.segmentation.study import ALL_LABELS, Contrast, Row, StudyResults, Verdict
 from hssl_dist.segmentation.study_cells import SCRATCH_ARM
@@ -24,13 +24,16 @@ _NOTHING = Value(math.nan)
 def study_page(results: StudyResults, context: StudyContext) -> str:
     """The report of a study as one HTML page."""
     words = _Words(results, {arm: context.titles.get(arm, arm) for arm in results.arms})
+    verdicts = [(verdict.contrast.first.task, words.statements(verdict)) for verdict in results.verdicts]
     data = StudyData(
         title=context.title,
+        lead=words.headline([statements[0] for _, statements in verdicts]),
         part=results.part,
+        main_arm=results.questions.main_arm,
         titles=words.titles,
         reference=SCRATCH_ARM,
         facts=_facts(results),
-        verdicts=[(verdict.contrast.first.task, words.statements(verdict)) for verdict in results.verdicts],
+        verdicts=verdicts,
         missing=[named(key) for key in results.missing],
         unpaired=words.unpaired(),
         rows=[_dice_row(row) for row in results.rows],
@@ -76,6 +79,11 @@ class _Words:
 
     results: StudyResults
     titles: Mapping[str, str]
+
+    def headline(self, gains: Sequence[Statement]) -> str:
+        """All primary comparisons in a sentence; nothing without any."""
+        main_arm = self.results.questions.main_arm
+        return headline(self.titles[main_arm], self.titles[SCRATCH_ARM], gains) if gains else ""
 
     def statements(self, verdict: Verdict) -> list[Statement]:
         """The primary comparison of a task, then what bears on it."""

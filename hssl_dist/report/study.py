@@ -127,7 +127,9 @@ class StudyData:
     """All the report shows; what is empty is left out. `titles` names the arms, in order, scratch first."""
 
     title: str
+    lead: str
     part: str
+    main_arm: str
     titles: Mapping[str, str]
     reference: str
     facts: Sequence[tuple[str, str]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -102,6 +103,15 @@ def gain(
     return Statement(outcome, label, text)
 
 
+def headline(arm: str, scratch: str, gains: Sequence[Statement]) -> str:
+    """The primary comparisons of all tasks in a sentence."""
+    shown = sum(statement.outcome == "above" for statement in gains)
+    worse = sum(statement.outcome == "below" for statement in gains)
+    tasks = f"{len(gains)} task{'' if len(gains) == 1 else 's'}"
+    said = f"With the fewest labels, a gain of {arm} over {scratch} is shown on {shown} of {tasks}"
+    return f"{said}, and a loss on {worse}." if worse else f"{said}."
+
+
 def between(first: str, other: str, fraction: float, found: Value, level: str) -> Statement:
     """One arm against another with the same few labels."""
     outcome = outcome_of(found)
@@ -117,7 +127,8 @@ def between(first: str, other: str, fraction: float, found: Value, level: str) -
 
 def to_all_labels(arm: str, scratch: str, fraction: float, found: Value, level: str) -> Statement:
     """An arm with few labels against scratch with all of them: how much of the gap is left."""
-    label = "not known" if math.isnan(found.value) else f"{as_difference(found.value)} to all labels"
+    side = "below" if found.value < 0 else "above"
+    label = "not known" if math.isnan(found.value) else f"{as_size(found.value)} points {side} all labels"
     text = (
         f"With {share(fraction)} of the labels, {_compared(arm, f'{scratch} with all labels', found, level)}"
     )
@@ -134,7 +145,7 @@ def converged(arm: str, fraction: float, answer: bool | None, found: Value, boun
         f"{as_difference(found.value)} points of validation Dice {span(found)}; "
         f"an upper end of at most {as_size(bound)} counts as converged."
     )
-    label = f"{arm} had converged" if answer else f"{arm} had not converged"
+    label = f"{arm} had converged" if answer else f"{arm} not shown to have converged"
     return Statement("includes" if answer else "below", label, text)
 
 

@@ -54,7 +54,7 @@ class Pairing:
     many patients only one of two paired runs has a Dice of.
     """
 
-    differences: Mapping[tuple[str, str, str], float]
+    differences: Mapping[tuple[str, ...], float]
     unpaired_runs: tuple[Run, ...]
     unpaired_patients: int
 
@@ -135,7 +135,7 @@ def paired(first: Runs, other: Runs, *, across_fractions: bool = False) -> Pairi
     """
     subsets = {subset for subset, _ in other}
     only = next(iter(subsets)) if across_fractions and len(subsets) == 1 else None
-    differences: dict[tuple[str, str, str], float] = {}
+    differences: dict[tuple[str, ...], float] = {}
     alone, used, unpaired = [], set(), 0
     for run, dice in sorted(first.items()):
         partner = run if only is None else (only, run[1])

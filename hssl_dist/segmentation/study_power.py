@@ -35,7 +35,7 @@ class Power:
 
 
 def power_of(
-    differences: Mapping[tuple[str, str, str], float], difference: float, confidence: float
+    differences: Mapping[tuple[str, ...], float], difference: float, confidence: float
 ) -> Power | None:
     """The power behind differences by (subset, seed, patient); None if there are none."""
     if not differences:
@@ -62,8 +62,8 @@ def power_of(
 
 
 def complete_block(
-    differences: Mapping[tuple[str, str, str], float],
-) -> tuple[dict[tuple[str, str, str], float], dict[str, int]]:
+    differences: Mapping[tuple[str, ...], float],
+) -> tuple[dict[tuple[str, ...], float], dict[str, int]]:
     """The entries left once no combination is missing, and how many units of each level were left out for it.
 
     Time and again the unit that lacks the largest share of its combinations is left out, of equal ones that
