@@ -64,9 +64,9 @@ def typical_pair(cells: Sequence[StudyCell], arm: str) -> tuple[StudyCell, Study
     """
     known = {(cell.fraction, cell.arm, cell.subset, cell.seed): cell for cell in cells}
     pairs = [
-        (cell, known[fraction, SCRATCH_ARM, *run])
-        for (fraction, name, *run), cell in sorted(known.items())
-        if name == arm and (fraction, SCRATCH_ARM, *run) in known
+        (cell, known[fraction, SCRATCH_ARM, subset, seed])
+        for (fraction, name, subset, seed), cell in sorted(known.items())
+        if name == arm and (fraction, SCRATCH_ARM, subset, seed) in known
     ]
     gains = [
         (_gain(*pair), place) for place, pair in enumerate(pairs) if pair[0].fraction == pairs[0][0].fraction

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _FEW_POINTS = 12
-_SHORT_LABEL = 14
-"""Characters of the longest label of which three stand beside each other in a legend."""
+_LEGEND_WIDTH = 42
+"""Characters of labels that fit beside each other in a legend."""
 
 
 def line_chart(
@@ -53,6 +53,6 @@ def line_chart(
     if y_range is not None:
         axes.set_ylim(*y_range)
     name_axes(axes, x_label, y_label)
-    columns = 3 if max(map(len, series), default=0) <= _SHORT_LABEL else 2
-    add_legend(figure, axes, columns=columns)
+    longest = max(map(len, series), default=1)
+    add_legend(figure, axes, columns=min(3, max(1, _LEGEND_WIDTH // longest)))
     return figure

@@ -47,7 +47,7 @@ def interval_chart(
         places = [settings.index(setting) + shift for setting in values]
         _draw_intervals(axes, places, list(values.values()), name, look[name])
     axes.set_xticks(range(len(settings)), [plain(setting) for setting in settings])
-    axes.set_xlim(-0.5, len(settings) - 0.5)
+    axes.set_xlim(-0.5, max(1, len(settings)) - 0.5)
     name_axes(axes, x_label, y_label)
     add_legend(figure, axes, columns=2)
     return figure

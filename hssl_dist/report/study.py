@@ -218,7 +218,7 @@ def _forest(data: StudyData, task: str, look: Mapping[str, Style]) -> Markup | N
         list(groups.items()),
         look=look,
         title=task,
-        x_label=f"Dice points minus {data.titles[data.reference]}",
+        x_label=f"Dice points above {data.titles[data.reference]}",
     )
     said = "; ".join(
         f"{group}: " + ", ".join(f"{name} {value:+.2f}" for name, (value, _, _) in members)

@@ -194,7 +194,7 @@ class _Work:
         self, group: Group, labelled: tuple[int, int], difference: Contrast | None, true_difference: float
     ) -> Row:
         runs = self.runs[group]
-        values = {
+        values: dict[tuple[str, ...], float] = {
             (str(run[0]), str(run[1]), name): dice for run, of in runs.items() for name, dice in of.items()
         }
         estimate = hierarchical(values, self.settings) if values else _NONE

@@ -45,11 +45,10 @@ def convergence(cells: Iterable[StudyCell], settings: IntervalConfig) -> tuple[C
 
 
 def _of_group(group: Group, cells: Sequence[StudyCell], settings: IntervalConfig) -> Convergence:
-    gains = {
-        (str(cell.subset), str(cell.seed)): gain
-        for cell in cells
-        if not math.isnan(gain := last_quarter_gain(cell.curve))
+    gains: dict[tuple[str, ...], float] = {
+        (str(cell.subset), str(cell.seed)): last_quarter_gain(cell.curve) for cell in cells
     }
+    gains = {run: found for run, found in gains.items() if not math.isnan(found)}
     gain = hierarchical(gains, settings) if gains else None
     converged = None
     if gain is not None:
