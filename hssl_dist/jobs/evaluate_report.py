@@ -24,6 +24,7 @@ from hssl_dist.report.evaluation import (
     WorstRow,
     evaluation_report,
 )
+from hssl_dist.report.page import flat_pairs
 from hssl_dist.segmentation.intervals import Estimate, Statistic
 from hssl_dist.segmentation.scores import METRICS
 from hssl_dist.segmentation.summary import Comparison, Difference, ScoredCase, SetSummary
@@ -49,7 +50,7 @@ def report(results: Results, origin: Mapping[str, object]) -> tuple[str, tuple[s
         pictures=pictures,
         confidence=results.config.intervals.confidence,
         notes=_notes(results),
-        lineage=_flat(origin),
+        lineage=flat_pairs(origin),
     )
     return evaluation_report(data), unseen
 
@@ -192,18 +193,6 @@ def _notes(results: Results) -> list[tuple[str, str]]:
             f"seed {intervals.seed}, expanded percentiles",
         ),
     ]
-
-
-def _flat(values: Mapping[str, object], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested lineage as pairs; what is empty is left out."""
-    pairs = []
-    for key, value in values.items():
-        name = f"{prefix}{key}".replace("_", " ")
-        if isinstance(value, dict):
-            pairs += _flat(value, f"{name}, ")
-        elif value not in (None, [], ""):
-            pairs.append((name, ", ".join(map(str, value)) if isinstance(value, list) else str(value)))
-    return pairs
 
 
 # ---------------------------------------------------------------------------------------------- the pictures

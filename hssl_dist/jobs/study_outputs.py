@@ -8,11 +8,11 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from hssl_dist import files
+from hssl_dist.jobs.evaluate_outputs import known
 from hssl_dist.jobs.study_context import StudyContext
 from hssl_dist.jobs.study_report import study_page
 from hssl_dist.report.study_words import exact
@@ -116,11 +116,6 @@ def results_json(results: StudyResults, context: StudyContext) -> str:
         "convergence": [_convergence(found) for found in results.convergence],
     }
     return json.dumps(content, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
-
-
-def known(value: float) -> float | None:
-    """The value, or None for NaN and infinity."""
-    return value if math.isfinite(value) else None
 
 
 def _row(row: Row) -> dict[str, Any]:

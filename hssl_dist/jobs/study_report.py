@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from hssl_dist.jobs.study_context import StudyContext
 from hssl_dist.report.evaluation import Value
+from hssl_dist.report.page import flat_pairs
 from hssl_dist.report.study import ConvergenceRow, DiceRow, DifferenceRow, PowerRow, StudyData, study_report
 from hssl_dist.report.study_words import Statement, between, converged, gain, headline, share, to_all_labels
 from hssl_dist.segmentation.intervals import HierarchicalEstimate
@@ -51,23 +52,9 @@ def study_page(results: StudyResults, context: StudyContext) -> str:
         selection=context.selection,
         warnings=context.warnings,
         notes=_notes(results),
-        lineage=[("config", context.config_hash), *flat(context.lineage)],
+        lineage=[("config", context.config_hash), *flat_pairs(context.lineage)],
     )
     return study_report(data)
-
-
-def flat(values: Mapping[str, object], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested lineage as pairs; what is empty is left out."""
-    pairs = []
-    for key, value in values.items():
-        name = f"{prefix}{key}".replace("_", " ")
-        if isinstance(value, Mapping):
-            pairs += flat(value, f"{name}, ")
-        elif value not in (None, [], (), ""):
-            pairs.append(
-                (name, ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value))
-            )
-    return pairs
 
 
 # ------------------------------------------------------------------------------------------------ in words

@@ -98,6 +98,8 @@ def gain(
     text = f"With {share(fraction)} of the labels, {_compared(arm, scratch, found, level)}"
     if tests > 1 and not math.isnan(p):
         stands = "stands" if p <= 0.05 else "does not stand"
+        if p > 0.05 and outcome in ("above", "below"):
+            label += ", but not after adjustment"
         verb = "the difference" if outcome == "includes" else "it"
         text += f" Adjusted for {tests} primary comparisons (Holm), {verb} {stands} at 5%: p {_equals(p)}."
     return Statement(outcome, label, text)
@@ -108,8 +110,9 @@ def headline(arm: str, scratch: str, gains: Sequence[Statement]) -> str:
     shown = sum(statement.outcome == "above" for statement in gains)
     worse = sum(statement.outcome == "below" for statement in gains)
     tasks = f"{len(gains)} task{'' if len(gains) == 1 else 's'}"
-    said = f"With the fewest labels, a gain of {arm} over {scratch} is shown on {shown} of {tasks}"
-    return f"{said}, and a loss on {worse}." if worse else f"{said}."
+    gain_of = f"With the fewest labels, the interval of the gain of {arm} over {scratch}"
+    said = f"{gain_of} lies above 0 on {shown} of {tasks}"
+    return f"{said}, and below 0 on {worse}." if worse else f"{said}."
 
 
 def between(first: str, other: str, fraction: float, found: Value, level: str) -> Statement:

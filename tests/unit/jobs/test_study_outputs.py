@@ -7,6 +7,7 @@ import io
 import json
 import math
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from hssl_dist.config.evaluate import IntervalConfig
 from hssl_dist.jobs.study_context import StudyContext
 from hssl_dist.jobs.study_outputs import cells_csv, table_csv, write_outputs
 from hssl_dist.jobs.study_report import study_page
-from hssl_dist.report.evaluation import Picture
+from hssl_dist.report.evaluation import Picture, Value
 from hssl_dist.report.montage import montage
 from hssl_dist.report.study import Cases, EmbeddingMap
+from hssl_dist.report.study_words import between, gain
 from hssl_dist.segmentation.study import Questions, StudyResults, summarise_study
 from hssl_dist.segmentation.study_cells import StudyCell
 from hssl_dist.segmentation.study_pairs import CellKey, key_of
@@ -55,8 +57,14 @@ def _full_context() -> StudyContext:
     )
 
 
+@cache
 def _cells() -> list[StudyCell]:
     return [one for one in simulated({"multi": 0.03, "single": 0.01}) if key_of(one) != GONE]
+
+
+@cache
+def _results() -> StudyResults:
+    return summarise_study(_cells(), QUESTIONS, FEW)
 
 
 def _rows(text: str) -> list[dict[str, str]]:
@@ -79,7 +87,7 @@ def test_every_case_and_class_of_a_cell_has_a_line() -> None:
 
 
 def test_the_table_has_a_line_per_group_and_the_statistics_numbers() -> None:
-    results = summarise_study(_cells(), QUESTIONS, FEW)
+    results = _results()
     rows = _rows(table_csv(results))
     assert len(rows) == len(results.rows) == 2 * 3 * 3
     for row, found in zip(rows, results.rows, strict=True):
@@ -125,25 +133,39 @@ def _page(gain: float, **changes: Any) -> str:
 
 def test_a_gain_a_null_and_a_loss_are_said_plainly() -> None:
     gain, null, loss = _page(0.04), _page(0.0), _page(-0.04)
-    assert "a gain of HSSL multi-domain over scratch is shown on 1 of 1 task." in gain
+    assert "the gain of HSSL multi-domain over scratch lies above 0 on 1 of 1 task." in gain
     assert "<strong>gain shown</strong> With 5% of the labels, HSSL multi-domain is " in gain
     assert "all of it above 0." in gain
-    assert "a gain of HSSL multi-domain over scratch is shown on 0 of 1 task." in null
+    assert "the gain of HSSL multi-domain over scratch lies above 0 on 0 of 1 task." in null
     assert "<strong>no gain shown</strong>" in null
     assert "which includes 0." in null
-    assert "is shown on 0 of 1 task, and a loss on 1." in loss
+    assert "lies above 0 on 0 of 1 task, and below 0 on 1." in loss
     assert "<strong>worse</strong>" in loss
     assert "points below all labels</strong>" in null
     assert "the last quarter of the steps gave scratch" in null
 
 
 def test_of_several_tasks_the_primary_comparisons_are_adjusted() -> None:
-    results = summarise_study(_cells(), QUESTIONS, FEW)
-    page = study_page(results, _context())
+    page = study_page(_results(), _context())
     assert page.count("Adjusted for 2 primary comparisons (Holm), it ") == 2
     assert "1 planned cell not there; pairs that need them are left out." in page
     assert "single on acdc, 5% of the labels, subset 3, seed 1" in page
     assert "left out 1 run without a partner (subset 3 seed 1)" in page
+
+
+def test_words_say_what_does_not_stand_after_adjustment() -> None:
+    found = Value(0.012, 0.001, 0.023)
+    stands, falls = (gain("HSSL", "scratch", 0.05, found, p, 2, "95%") for p in (0.04, 0.06))
+    assert (stands.label, falls.label) == ("gain shown", "gain shown, but not after adjustment")
+    assert falls.text == (
+        "With 5% of the labels, HSSL is 1.20 Dice points above scratch; 95% interval +0.10 to +2.30, "
+        "all of it above 0. Adjusted for 2 primary comparisons (Holm), it does not stand at 5%: p = 0.06."
+    )
+    alone = gain("HSSL", "scratch", 0.125, Value(-0.3), math.nan, 1, "95%")
+    assert (alone.label, alone.outcome) == ("not known", "unknown")
+    assert "With 12.5% of the labels, HSSL is 30.00 Dice points below scratch; " in alone.text
+    nothing = between("HSSL", "single", 0.05, Value(math.nan), "95%")
+    assert "HSSL and single have no pair of runs in common." in nothing.text
 
 
 def test_what_is_absent_is_left_out_and_texts_are_escaped() -> None:
@@ -165,11 +187,6 @@ def test_without_the_main_arm_nothing_is_claimed() -> None:
 
 
 @pytest.fixture(scope="module")
-def results() -> StudyResults:
-    return summarise_study(_cells(), QUESTIONS, FEW)
-
-
-@pytest.fixture(scope="module")
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[browser.Browser]:
     if browser.EXECUTABLE is None:
         pytest.skip(browser.MISSING)
@@ -178,9 +195,9 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[browser.Brows
 
 
 @pytest.fixture(scope="module")
-def url(results: StudyResults, tmp_path_factory: pytest.TempPathFactory) -> str:
+def url(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("page") / "report.html"
-    path.write_text(study_page(results, _full_context()), encoding="utf-8")
+    path.write_text(study_page(_results(), _full_context()), encoding="utf-8")
     return path.as_uri()
 
 
@@ -205,14 +222,12 @@ def test_the_page_renders_without_complaint_in_both_themes_and_on_a_phone(
     assert page.evaluate("document.querySelectorAll('figure svg').length") > 10
 
 
-def test_the_rendered_numbers_are_those_of_the_table(
-    chromium: browser.Browser, url: str, results: StudyResults
-) -> None:
+def test_the_rendered_numbers_are_those_of_the_table(chromium: browser.Browser, url: str) -> None:
     page = chromium.open(url)
     script = """[...document.querySelectorAll('#numbers tbody tr')].map(row => [...row.cells].map(
         cell => [cell.innerText, ...[...cell.querySelectorAll('data')].map(one => one.value)]))"""
     page.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
-    shown, rows = page.evaluate(script), _rows(table_csv(results))
+    shown, rows = page.evaluate(script), _rows(table_csv(_results()))
     assert len(shown) == len(rows) == 18
     for cells, row in zip(shown, rows, strict=True):
         assert cells[0][0] == row["task"]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.image import imread
 
+from hssl_dist.config.evaluate import EvaluateConfig
 from hssl_dist.config.parts import StoreConfig, TrackingConfig
 from hssl_dist.errors import CheckpointError, MissingError
+from hssl_dist.jobs.demo_pictures import draw_cases
 from hssl_dist.jobs.study_embeddings import central_region, embed, embedding_map, load_encoder
 from hssl_dist.jobs.study_pictures import draw_study_cases, typical_pair
 from hssl_dist.networks.pretraining import pool
@@ -71,6 +75,20 @@ def test_three_cases_are_drawn_with_both_models(tmp_path: Path) -> None:
     gone = [one.model_copy(update={"cases": (scored("other", "x", 0.5),)}) for one in cells]
     with pytest.raises(MissingError, match="case 'other' of blobs is not in the store"):
         draw_study_cases(gone, "multi", store=store, tracking=TRACKING, titles={}, device=CPU)
+
+
+def test_the_demo_draws_each_chosen_case_in_three_tiles(tmp_path: Path) -> None:
+    write_blobs(str(tmp_path / "store"))
+    model = save_tiny_model(tmp_path / "model", dataset="blobs")
+    config = EvaluateConfig(model=model, store=StoreConfig(url=str(tmp_path / "store")))
+    cases = [{"case": f"p{place}", "dice": {"bright": dice}} for place, dice in enumerate((0.5, 0.9, 0.7))]
+
+    def height(count: int) -> int:
+        scores = {"lineage": {"model": model, "dataset": "blobs"}, "cases": cases[:count]}
+        return imread(io.BytesIO(draw_cases(config, scores)), format="png").shape[0]
+
+    assert height(3) == pytest.approx(3 * height(1), abs=6)
+    assert height(2) == pytest.approx(2 * height(1), abs=6)
 
 
 def _save_pretrained(folder: Path) -> str:
