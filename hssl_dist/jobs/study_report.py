@@ -86,6 +86,7 @@ class _Words:
                 self.titles[pair.other.arm],
                 first.fraction,
                 value_of(pair.estimate),
+                pair.p,
                 level,
             )
             for pair in self.results.pairs

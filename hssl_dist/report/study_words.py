@@ -87,7 +87,11 @@ def outcome_of(value: Value) -> Outcome:
 def gain(
     arm: str, scratch: str, fraction: float, found: Value, p: float, tests: int, level: str
 ) -> Statement:
-    """A primary comparison: an arm against scratch with the same few labels."""
+    """A primary comparison: an arm against scratch with the same few labels.
+
+    `p` is adjusted for the `tests` primary comparisons. It guards the interval too: of two seeds that differ,
+    an interval is too narrow, p is not.
+    """
     outcome = outcome_of(found)
     label = {
         "above": "gain shown",
@@ -96,13 +100,12 @@ def gain(
         "unknown": "not known",
     }[outcome]
     text = f"With {share(fraction)} of the labels, {_compared(arm, scratch, found, level)}"
-    if tests > 1 and not math.isnan(p):
+    if not math.isnan(p):
         stands = "stands" if p <= 0.05 else "does not stand"
-        if p > 0.05 and outcome in ("above", "below"):
-            label += ", but not after adjustment"
+        by = f"Adjusted for {tests} primary comparisons (Holm)" if tests > 1 else "By its t distribution"
         verb = "the difference" if outcome == "includes" else "it"
-        text += f" Adjusted for {tests} primary comparisons (Holm), {verb} {stands} at 5%: p {_equals(p)}."
-    return Statement(outcome, label, text)
+        text += f" {by}, {verb} {stands} at 5%: p {_equals(p)}."
+    return Statement(outcome, _guarded(label, outcome, p), text)
 
 
 def headline(arm: str, scratch: str, gains: Sequence[Statement]) -> str:
@@ -115,8 +118,8 @@ def headline(arm: str, scratch: str, gains: Sequence[Statement]) -> str:
     return f"{said}, and below 0 on {worse}." if worse else f"{said}."
 
 
-def between(first: str, other: str, fraction: float, found: Value, level: str) -> Statement:
-    """One arm against another with the same few labels."""
+def between(first: str, other: str, fraction: float, found: Value, p: float, level: str) -> Statement:
+    """One arm against another with the same few labels; `p` guards the interval as in `gain`."""
     outcome = outcome_of(found)
     label = {
         "above": "better",
@@ -125,7 +128,9 @@ def between(first: str, other: str, fraction: float, found: Value, level: str) -
         "unknown": "not known",
     }[outcome]
     text = f"With {share(fraction)} of the labels, {_compared(first, other, found, level)}"
-    return Statement(outcome, label, text)
+    if not math.isnan(p):
+        text += f" By itself, p {_equals(p)}."
+    return Statement(outcome, _guarded(label, outcome, p), text)
 
 
 def to_all_labels(arm: str, scratch: str, fraction: float, found: Value, level: str) -> Statement:
@@ -150,6 +155,11 @@ def converged(arm: str, fraction: float, answer: bool | None, found: Value, boun
     )
     label = f"{arm} had converged" if answer else f"{arm} not shown to have converged"
     return Statement("includes" if answer else "below", label, text)
+
+
+def _guarded(label: str, outcome: Outcome, p: float) -> str:
+    """The label, less sure where the interval excludes 0 and p does not."""
+    return f"{label}, but not firmly" if outcome in ("above", "below") and p > 0.05 else label
 
 
 def _compared(first: str, other: str, found: Value, level: str) -> str:

@@ -14,8 +14,8 @@ def two_sided_p(estimate: HierarchicalEstimate) -> float:
     """Two-sided p of the difference being 0: of value over bootstrap standard error, by the t distribution
     with the interval's degrees of freedom. NaN where there is no interval.
 
-    It goes with the interval, but is not bound by the number of resamples: with one or two degrees of freedom
-    an interval ends where the resamples do, and p may be above 1 - confidence though it excludes 0.
+    It goes with the interval, but is not bound by what resamples can reach: of two seeds that differ, none
+    lies beyond both, and p may be above 1 - confidence though the interval excludes 0.
     """
     if math.isnan(estimate.standard_error):
         return math.nan

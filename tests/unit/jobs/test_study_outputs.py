@@ -153,18 +153,23 @@ def test_of_several_tasks_the_primary_comparisons_are_adjusted() -> None:
     assert "left out 1 run without a partner (subset 3 seed 1)" in page
 
 
-def test_words_say_what_does_not_stand_after_adjustment() -> None:
+def test_words_say_what_does_not_stand() -> None:
     found = Value(0.012, 0.001, 0.023)
     stands, falls = (gain("HSSL", "scratch", 0.05, found, p, 2, "95%") for p in (0.04, 0.06))
-    assert (stands.label, falls.label) == ("gain shown", "gain shown, but not after adjustment")
+    assert (stands.label, falls.label) == ("gain shown", "gain shown, but not firmly")
     assert falls.text == (
         "With 5% of the labels, HSSL is 1.20 Dice points above scratch; 95% interval +0.10 to +2.30, "
         "all of it above 0. Adjusted for 2 primary comparisons (Holm), it does not stand at 5%: p = 0.06."
     )
+    single = gain("HSSL", "scratch", 0.05, found, 0.2, 1, "95%")
+    assert single.label == "gain shown, but not firmly"
+    assert single.text.endswith(" By its t distribution, it does not stand at 5%: p = 0.20.")
     alone = gain("HSSL", "scratch", 0.125, Value(-0.3), math.nan, 1, "95%")
     assert (alone.label, alone.outcome) == ("not known", "unknown")
     assert "With 12.5% of the labels, HSSL is 30.00 Dice points below scratch; " in alone.text
-    nothing = between("HSSL", "single", 0.05, Value(math.nan), "95%")
+    better = between("HSSL", "single", 0.05, found, 0.2, "95%")
+    assert (better.label, better.text[-20:]) == ("better, but not firmly", "By itself, p = 0.20.")
+    nothing = between("HSSL", "single", 0.05, Value(math.nan), math.nan, "95%")
     assert "HSSL and single have no pair of runs in common." in nothing.text
 
 
