@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from hssl_dist.config.evaluate import EvaluateConfig
+from hssl_dist.jobs.case_pictures import chosen_cases
 from hssl_dist.jobs.hardware import use_hardware
-from hssl_dist.networks.weights import build_from_card, load_model, load_state, patch_size_of
+from hssl_dist.jobs.stored_model import load_stored_model
 from hssl_dist.report.montage import fullest_slice, montage
-from hssl_dist.segmentation import predict
 from hssl_dist.store import open_reader, read_manifest
-from hssl_dist.tracking import fetch_model
 
 
 def draw_cases(config: EvaluateConfig, scores: Mapping[str, Any]) -> bytes:
     """PNG of three rows - image, truth, prediction - of the model that `scores` (`scores.json`) is about."""
     device = use_hardware(config.threads)
-    fetched = fetch_model(config.tracking, scores["lineage"]["model"])  # its folder goes when it does
-    card, state = load_model(fetched.folder)
-    network = build_from_card(card).to(device)
-    load_state(network, state)
+    model = load_stored_model(config.tracking, scores["lineage"]["model"], device, config.overlap)
     reader = open_reader(config.store.url)
     records = {
         record.id: record for record in read_manifest(config.store.url, scores["lineage"]["dataset"]).cases
     }
     slices, spacing_mm = [], []
-    for name, case in chosen_cases(scores["cases"]).items():
+    for name, case in chosen_cases(scores["cases"], mean_score).items():
         record = records[case["case"]]
         image, label = reader.image(record), reader.label(record)
-        background = [intensity.background for intensity in record.intensities]
-        prediction = predict(network, image, patch_size_of(card), config.overlap, device, background)
+        prediction = model.predict(reader, record)
         at = fullest_slice(label, record.shape[0])
         slices += [
             (f"{name}: {record.id}", image[0, at], None),
@@ -39,12 +34,6 @@ def draw_cases(config: EvaluateConfig, scores: Mapping[str, Any]) -> bytes:
         ]
         spacing_mm += [(record.geometry.spacing_mm[1], record.geometry.spacing_mm[2])] * 3
     return montage(slices, columns=3, spacing_mm=spacing_mm)
-
-
-def chosen_cases(cases: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """The best, the median (the lower one of two) and the worst case by their mean Dice."""
-    ranked = sorted(cases, key=mean_score, reverse=True)
-    return {"best": ranked[0], "median": ranked[len(ranked) // 2], "worst": ranked[-1]}
 
 
 def mean_score(case: Mapping[str, Any]) -> float:

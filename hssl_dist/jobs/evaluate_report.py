@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-
-import numpy as np
-from jaxtyping import Bool, Float32
+from functools import partial
 
 from hssl_dist.errors import HsslError
-from hssl_dist.jobs.evaluate_inputs import Example
+from hssl_dist.jobs.case_pictures import chosen_cases, shot
 from hssl_dist.jobs.evaluate_outputs import Results
 from hssl_dist.report.evaluation import (
     Chart,
@@ -26,7 +24,7 @@ from hssl_dist.report.evaluation import (
     WorstRow,
     evaluation_report,
 )
-from hssl_dist.report.montage import fullest_slice, overlay
+from hssl_dist.report.page import flat_pairs
 from hssl_dist.segmentation.intervals import Estimate, Statistic
 from hssl_dist.segmentation.scores import METRICS
 from hssl_dist.segmentation.summary import Comparison, Difference, ScoredCase, SetSummary
@@ -34,8 +32,6 @@ from hssl_dist.segmentation.summary import Comparison, Difference, ScoredCase, S
 _OVERALL = "all classes"
 _WORST_SHOWN = 8
 _CHARTED = ("dice", "nsd", "hd95_mm", "volume_error_ml")
-_MARGIN_MM = 12.0
-"""What a picture shows around the structures."""
 
 
 def report(results: Results, origin: Mapping[str, object]) -> tuple[str, tuple[str, ...]]:
@@ -54,7 +50,7 @@ def report(results: Results, origin: Mapping[str, object]) -> tuple[str, tuple[s
         pictures=pictures,
         confidence=results.config.intervals.confidence,
         notes=_notes(results),
-        lineage=_flat(origin),
+        lineage=flat_pairs(origin),
     )
     return evaluation_report(data), unseen
 
@@ -199,18 +195,6 @@ def _notes(results: Results) -> list[tuple[str, str]]:
     ]
 
 
-def _flat(values: Mapping[str, object], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested lineage as pairs; what is empty is left out."""
-    pairs = []
-    for key, value in values.items():
-        name = f"{prefix}{key}".replace("_", " ")
-        if isinstance(value, dict):
-            pairs += _flat(value, f"{name}, ")
-        elif value not in (None, [], ""):
-            pairs.append((name, ", ".join(map(str, value)) if isinstance(value, list) else str(value)))
-    return pairs
-
-
 # ---------------------------------------------------------------------------------------------- the pictures
 
 
@@ -219,7 +203,7 @@ def _pictures(results: Results) -> tuple[dict[str, list[Picture]], tuple[str, ..
     pictures: dict[str, list[Picture]] = {}
     unseen: list[str] = []
     for name in results.inputs.sets:
-        for rank, case in _chosen(results.cases, name).items():
+        for rank, case in chosen_cases(results.cases, partial(_mean_dice, name=name)).items():
             try:
                 image = results.inputs.image(case.case)
             except HsslError as error:
@@ -230,45 +214,7 @@ def _pictures(results: Results) -> tuple[dict[str, list[Picture]], tuple[str, ..
                     unseen.append(f"no picture of case {case.case!r}: its image is not in the folder")
                 continue
             example = results.inputs.example(case.case)
+            png = shot(image, example.label, example.predictions[name], example.spacing_mm)
             caption = f"{rank.capitalize()}: {case.case}, Dice {_mean_dice(case, name):.3f}"
-            pictures.setdefault(name, []).append(Picture(_shot(image, example, name), caption))
+            pictures.setdefault(name, []).append(Picture(png, caption))
     return pictures, tuple(dict.fromkeys(unseen))
-
-
-def _chosen(cases: Sequence[ScoredCase], name: str) -> dict[str, ScoredCase]:
-    """A set's best, median (the lower one of two) and worst case that have a score; each case once."""
-    scored = [case for case in cases if not math.isnan(_mean_dice(case, name))]
-    ranked = sorted(scored, key=lambda case: _mean_dice(case, name), reverse=True)
-    if not ranked:
-        return {}
-    places = {"best": 0, "worst": len(ranked) - 1, "median": len(ranked) // 2}
-    first = {place: rank for rank, place in reversed(places.items())}
-    return {rank: ranked[place] for place, rank in sorted(first.items())}
-
-
-def _shot(image: Float32[np.ndarray, "z y x"], example: Example, name: str) -> bytes:
-    """The slice with the largest annotated area (of the prediction if there is no label), cut to size."""
-    prediction = example.predictions[name]
-    at = fullest_slice(example.label if example.label.any() else prediction, len(image))
-    shown = (example.label[at] > 0) | (prediction[at] > 0)
-    y, x = _window(shown, example.spacing_mm[1:])
-    return overlay(image[at, y, x], example.label[at, y, x], prediction[at, y, x], example.spacing_mm[1:])
-
-
-def _window(shown: Bool[np.ndarray, "y x"], spacing_mm: Sequence[float]) -> tuple[slice, slice]:
-    """A square in millimetres around what is shown, as far as the slice reaches; all of an empty one."""
-    if not shown.any():
-        return slice(None), slice(None)
-    ends = [np.flatnonzero(shown.any(axis=1 - axis))[[0, -1]] for axis in (0, 1)]
-    side_mm = (
-        max((last - first + 1) * edge for (first, last), edge in zip(ends, spacing_mm, strict=True))
-        + 2 * _MARGIN_MM
-    )
-    y, x = (
-        slice(
-            max(0, math.floor((first + last + 1) / 2 - side_mm / edge / 2)),
-            math.ceil((first + last + 1) / 2 + side_mm / edge / 2),
-        )
-        for (first, last), edge in zip(ends, spacing_mm, strict=True)
-    )
-    return y, x

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from matplotlib.ticker import MaxNLocator
 
-from hssl_dist.report.figures import DASHES, add_legend, name_axes, plain, series_colour, small_multiples
+from hssl_dist.report.figures import Style, add_legend, name_axes, plain, small_multiples, styles
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _FEW_POINTS = 12
+_LEGEND_WIDTH = 42
+"""Characters of labels that fit beside each other in a legend."""
 
 
 def line_chart(
@@ -26,26 +28,31 @@ def line_chart(
     x_label: str = "step",
     y_label: str = "",
     y_range: tuple[float, float] | None = None,
+    look: Mapping[str, Style] | None = None,
 ) -> Figure:
     """One line per label through its `(step, value)` points; write it with `figures.png` or `inline_svg`.
 
-    Lines differ in colour and dash. A line of few points shows them, and one that holds NaN has a gap there.
+    Lines differ in colour and dash, those of `look` if given. A line of few points shows them, and one that
+    holds NaN has a gap there.
     """
     figure, (axes,) = small_multiples([title], columns=1, width_in=4.0, height_in=2.7)
-    for index, (label, points) in enumerate(series.items()):
-        axes.plot(
-            [step for step, _ in points],
-            [value for _, value in points],
-            label=plain(label),
-            color=series_colour(index),
-            linestyle=DASHES[index % len(DASHES)],
-            linewidth=1.8,
-            marker="o" if len(points) <= _FEW_POINTS else "",
-            markersize=3.5,
-        )
+    for label, style in (styles(series) if look is None else look).items():
+        if label in series:
+            points = series[label]
+            axes.plot(
+                [step for step, _ in points],
+                [value for _, value in points],
+                label=plain(label),
+                color=style.colour,
+                linestyle=style.dash,
+                linewidth=1.8,
+                marker=style.marker if len(points) <= _FEW_POINTS else "",
+                markersize=3.5,
+            )
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     if y_range is not None:
         axes.set_ylim(*y_range)
     name_axes(axes, x_label, y_label)
-    add_legend(figure, axes, columns=min(3, len(series)) or 1)
+    longest = max(map(len, series), default=1)
+    add_legend(figure, axes, columns=min(3, max(1, _LEGEND_WIDTH // longest)))
     return figure

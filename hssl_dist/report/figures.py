@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -18,28 +19,53 @@ from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from matplotlib.axes import Axes
 
 # Okabe and Ito's colours: told apart by colour-blind readers. Templates define their dark counterparts.
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#b0578d", "#8a6d00", "#3a8fb7")
 DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (5, 2, 1.5, 2)), (0, (8, 3)), (0, (3, 3)))
+MARKERS = ("o", "s", "^", "D", "v", "P")
 INK = "#3b4046"
 GRID = "#d5d9dd"
 
 _PAGE_COLOURS = {INK: "var(--ink-soft)", GRID: "var(--rule)"} | {
     colour: f"var(--series-{number})" for number, colour in enumerate(SERIES, 1)
 }
-_FONT_SIZE_PT = 9.5
+FONT_SIZE_PT = 9.5
 _ID = re.compile(r'(\bid="|url\(#|href="#)([^")]+)')
 _METADATA_AND_STYLE = re.compile(r"\s*<metadata>.*?</metadata>|\s*<style[^>]*>.*?</style>", re.DOTALL)
 _SIZE = re.compile(r'<svg [^>]*?viewBox="([^"]+)"[^>]*>', re.DOTALL)
 
 
+@dataclass(frozen=True, slots=True)
+class Style:
+    """How a series is told from others, by colour and without it."""
+
+    colour: str
+    dash: str | tuple[float, tuple[float, ...]]
+    marker: str
+
+
+def styles(names: Iterable[str], reference: str | None = None) -> dict[str, Style]:
+    """A style for each name, the same in every chart of a page; the reference is in the ink's colour."""
+    others = [name for name in names if name != reference]
+    found = {
+        name: Style(series_colour(place), DASHES[place % len(DASHES)], MARKERS[place % len(MARKERS)])
+        for place, name in enumerate(others)
+    }
+    return found if reference is None else {reference: Style(INK, (0, (2.5, 1.5)), "X"), **found}
+
+
 def series_colour(index: int) -> str:
     """Colour of the series with this index; they repeat after the last."""
     return SERIES[index % len(SERIES)]
+
+
+def page_colour(colour: str) -> str:
+    """What a page calls one of the figures' colours, so that it follows the theme."""
+    return _PAGE_COLOURS[colour]
 
 
 def small_multiples(
@@ -59,18 +85,18 @@ def _style(axes: Axes, title: str) -> None:
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(GRID)
-    axes.tick_params(colors=INK, labelsize=_FONT_SIZE_PT - 1, length=0)
+    axes.tick_params(colors=INK, labelsize=FONT_SIZE_PT - 1, length=0)
     axes.grid(visible=True, axis="y", color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.locator_params(axis="y", nbins=5)
     if title:
-        axes.set_title(plain(title), loc="left", color=INK, fontsize=_FONT_SIZE_PT, parse_math=False)
+        axes.set_title(plain(title), loc="left", color=INK, fontsize=FONT_SIZE_PT, parse_math=False)
 
 
 def name_axes(axes: Axes, x_label: str, y_label: str) -> None:
     """Label both axes, taken literally (no mathtext)."""
     for setter, label in ((axes.set_xlabel, x_label), (axes.set_ylabel, y_label)):
-        setter(plain(label), color=INK, fontsize=_FONT_SIZE_PT, parse_math=False)
+        setter(plain(label), color=INK, fontsize=FONT_SIZE_PT, parse_math=False)
 
 
 def add_legend(figure: Figure, axes: Axes, columns: int) -> None:
@@ -80,7 +106,7 @@ def add_legend(figure: Figure, axes: Axes, columns: int) -> None:
         return
     legend = figure.legend(
         handles, labels, loc="outside lower left", ncols=columns, frameon=False,
-        fontsize=_FONT_SIZE_PT - 1, labelcolor=INK, handlelength=2.2, columnspacing=1.4,
+        fontsize=FONT_SIZE_PT - 1, labelcolor=INK, handlelength=2.2, columnspacing=1.4,
     )  # fmt: skip
     for text in legend.get_texts():
         text.set_parse_math(False)

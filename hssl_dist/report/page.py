@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -52,3 +53,17 @@ def percent(share: float) -> str:
 def score(value: float | None) -> str:
     """A score in 0..1 with three decimals; an en dash for None."""
     return "–" if value is None else f"{value:.3f}"  # noqa: RUF001
+
+
+def flat_pairs(values: Mapping[str, object], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested values, such as a lineage, as pairs of name and text; what is empty is left out."""
+    pairs = []
+    for key, value in values.items():
+        name = f"{prefix}{key}".replace("_", " ")
+        if isinstance(value, Mapping):
+            pairs += flat_pairs(value, f"{name}, ")
+        elif value not in (None, [], (), ""):
+            pairs.append(
+                (name, ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value))
+            )
+    return pairs

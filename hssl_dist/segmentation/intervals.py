@@ -132,7 +132,9 @@ def _percentile(value: float, draws: Numbers, units: int, settings: IntervalConf
 
 @dataclass(frozen=True, slots=True)
 class HierarchicalEstimate:
-    """Mean difference, its interval, the share of resamples at or below 0, and the size of each level."""
+    """Mean difference, its interval, the share of resamples at or below 0, the size of each level, the
+    degrees of freedom behind the interval, and the resamples' standard deviation.
+    """
 
     value: float
     low: float
@@ -140,6 +142,7 @@ class HierarchicalEstimate:
     share_not_above_zero: float
     sizes: tuple[int, ...]
     degrees_of_freedom: float
+    standard_error: float
 
 
 def hierarchical(
@@ -162,10 +165,11 @@ def hierarchical(
     freedom = _satterthwaite(table)
     share = float((known <= 0.0).mean()) if len(known) else math.nan
     if math.isnan(freedom):
-        return HierarchicalEstimate(value, math.nan, math.nan, share, table.shape, freedom)
+        return HierarchicalEstimate(value, math.nan, math.nan, share, table.shape, freedom, math.nan)
     tail = float(ndtr(-stdtrit(freedom, (1.0 + settings.confidence) / 2.0)))
     low, high = np.quantile(known, (tail, 1.0 - tail))
-    return HierarchicalEstimate(value, float(low), float(high), share, table.shape, freedom)
+    error = float(known.std())
+    return HierarchicalEstimate(value, float(low), float(high), share, table.shape, freedom, error)
 
 
 def dense(differences: Mapping[tuple[str, ...], float]) -> Numbers:

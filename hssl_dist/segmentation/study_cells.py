@@ -1,4 +1,4 @@
-"""What one cell of a label-efficiency study gave: the record that its statistics and its report are made from.
+"""What one cell of a label-efficiency study gave: the record its statistics and its report are made from.
 
 A cell is one fine-tuning run: an arm, a task, a share of the labels, a label subset and a seed.
 """

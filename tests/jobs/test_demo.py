@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -13,7 +14,8 @@ import pytest
 
 from hssl_dist.config.demo import DemoConfig
 from hssl_dist.errors import ConfigError
-from hssl_dist.jobs.demo_pictures import chosen_cases, mean_score
+from hssl_dist.jobs.case_pictures import chosen_cases
+from hssl_dist.jobs.demo_pictures import mean_score
 from hssl_dist.jobs.demo_plan import PATIENTS, Plan
 from hssl_dist.synthetic import TASKS
 
@@ -102,6 +104,8 @@ def test_best_median_and_worst_case_are_chosen_by_their_mean() -> None:
         {"case": "d", "dice": {"LV": 0.6, "RV": 0.6}},
     ]
     assert [mean_score(case) for case in cases] == pytest.approx([0.5, 0.8, 0.0, 0.6])
-    chosen = chosen_cases(cases)
+    chosen = chosen_cases(cases, mean_score)
     assert {name: case["case"] for name, case in chosen.items()} == {"best": "b", "median": "a", "worst": "c"}
-    assert [case["case"] for case in chosen_cases(cases[:1]).values()] == ["a", "a", "a"]
+    assert [case["case"] for case in chosen_cases(cases[:1], mean_score).values()] == ["a"]
+    assert list(chosen_cases(cases[:2], mean_score)) == ["best", "worst"]
+    assert chosen_cases(cases[:2], lambda case: math.nan) == {}

@@ -1,0 +1,44 @@
+"""A segmentation model that predicts cases of a store, for pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+
+from hssl_dist.config.parts import TrackingConfig
+from hssl_dist.networks.unet import ResidualUNet
+from hssl_dist.networks.weights import ModelCard, build_from_card, load_model, load_state, patch_size_of
+from hssl_dist.records import CaseRecord
+from hssl_dist.segmentation import predict
+from hssl_dist.store import Reader
+from hssl_dist.tracking import fetch_model
+
+
+@dataclass(frozen=True, slots=True)
+class StoredModel:
+    """A network on its device, its card, and the overlap of neighbouring windows."""
+
+    card: ModelCard
+    network: ResidualUNet
+    device: torch.device
+    overlap: float
+
+    def predict(self, reader: Reader, record: CaseRecord) -> UInt8[np.ndarray, "z y x"]:
+        """Label values on the stored grid."""
+        background = [intensity.background for intensity in record.intensities]
+        patch_size = patch_size_of(self.card)
+        return predict(self.network, reader.image(record), patch_size, self.overlap, self.device, background)
+
+
+def load_stored_model(
+    tracking: TrackingConfig, uri: str, device: torch.device, overlap: float
+) -> StoredModel:
+    """The segmentation model at a URI. Raises what `fetch_model`, `load_model` and `build_from_card` do."""
+    fetched = fetch_model(tracking, uri)  # its folder goes when it does
+    card, state = load_model(fetched.folder)
+    network = build_from_card(card)
+    load_state(network, state)
+    return StoredModel(card, network.to(device), device, overlap)

@@ -1,0 +1,179 @@
+"""How a study's numbers are written, and what they say in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from hssl_dist.report.evaluation import Value
+
+Outcome = Literal["above", "below", "includes", "unknown"]
+
+_MINUS, _NONE = "−", "–"  # noqa: RUF001
+_DIGITS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """A finding in a sentence; `label` says in two or three words what it comes to."""
+
+    outcome: Outcome
+    label: str
+    text: str
+
+
+# ---------------------------------------------------------------------------------------------------- numbers
+
+
+def exact(value: float) -> str:
+    """A number as the tables' files have it: six decimals, nothing for NaN."""
+    return "" if math.isnan(value) else f"{value:.{_DIGITS}f}"
+
+
+def share(fraction: float) -> str:
+    """A share of the labels in per cent, with as many digits as it has."""
+    return f"{100 * fraction:g}%"
+
+
+def as_dice(value: float) -> str:
+    """Dice in points with one decimal; an en dash for NaN."""
+    return _NONE if math.isnan(value) else f"{100 * value:.1f}"
+
+
+def as_size(value: float) -> str:
+    """A size in points with two decimals, without a sign."""
+    return f"{abs(100 * value):.2f}"
+
+
+def as_difference(value: float) -> str:
+    """A difference in points with two decimals and its sign; an en dash for NaN."""
+    if math.isnan(value):
+        return _NONE
+    text = as_size(value)
+    if text == "0.00":
+        return text
+    return f"{_MINUS if value < 0 else '+'}{text}"
+
+
+def span(value: Value, *, signed: bool = True) -> str:
+    """An interval in brackets; nothing if there is none."""
+    if math.isnan(value.low):
+        return ""
+    write = as_difference if signed else as_dice
+    return f"[{write(value.low)}, {write(value.high)}]"
+
+
+def as_p(p: float) -> str:
+    """A p with two digits that count; an en dash for NaN."""
+    if math.isnan(p):
+        return _NONE
+    return "< 0.001" if p < 0.001 else f"{p:.2g}" if p < 0.1 else f"{p:.2f}"
+
+
+# ------------------------------------------------------------------------------------------------- statements
+
+
+def outcome_of(value: Value) -> Outcome:
+    """Where the interval lies with respect to 0; unknown without one."""
+    if math.isnan(value.low):
+        return "unknown"
+    if value.low > 0.0:
+        return "above"
+    return "below" if value.high < 0.0 else "includes"
+
+
+def gain(
+    arm: str, scratch: str, fraction: float, found: Value, p: float, tests: int, level: str
+) -> Statement:
+    """A primary comparison: an arm against scratch with the same few labels.
+
+    `p` is adjusted for the `tests` primary comparisons. It guards the interval too: of two seeds that differ,
+    an interval is too narrow, p is not.
+    """
+    outcome = outcome_of(found)
+    label = {
+        "above": "gain shown",
+        "below": "worse",
+        "includes": "no gain shown",
+        "unknown": "not known",
+    }[outcome]
+    text = f"With {share(fraction)} of the labels, {_compared(arm, scratch, found, level)}"
+    if not math.isnan(p):
+        stands = "stands" if p <= 0.05 else "does not stand"
+        by = f"Adjusted for {tests} primary comparisons (Holm)" if tests > 1 else "By its t distribution"
+        verb = "the difference" if outcome == "includes" else "it"
+        text += f" {by}, {verb} {stands} at 5%: p {_equals(p)}."
+    return Statement(outcome, _guarded(label, outcome, p), text)
+
+
+def headline(arm: str, scratch: str, gains: Sequence[Statement]) -> str:
+    """The primary comparisons of all tasks in a sentence."""
+    shown = sum(statement.outcome == "above" for statement in gains)
+    worse = sum(statement.outcome == "below" for statement in gains)
+    tasks = f"{len(gains)} task{'' if len(gains) == 1 else 's'}"
+    gain_of = f"With the fewest labels, the interval of the gain of {arm} over {scratch}"
+    said = f"{gain_of} lies above 0 on {shown} of {tasks}"
+    return f"{said}, and below 0 on {worse}." if worse else f"{said}."
+
+
+def between(first: str, other: str, fraction: float, found: Value, p: float, level: str) -> Statement:
+    """One arm against another with the same few labels; `p` guards the interval as in `gain`."""
+    outcome = outcome_of(found)
+    label = {
+        "above": "better",
+        "below": "worse",
+        "includes": "no difference shown",
+        "unknown": "not known",
+    }[outcome]
+    text = f"With {share(fraction)} of the labels, {_compared(first, other, found, level)}"
+    if not math.isnan(p):
+        text += f" By itself, p {_equals(p)}."
+    return Statement(outcome, _guarded(label, outcome, p), text)
+
+
+def to_all_labels(arm: str, scratch: str, fraction: float, found: Value, level: str) -> Statement:
+    """An arm with few labels against scratch with all of them: how much of the gap is left."""
+    side = "below" if found.value < 0 else "above"
+    label = "not known" if math.isnan(found.value) else f"{as_size(found.value)} points {side} all labels"
+    text = (
+        f"With {share(fraction)} of the labels, {_compared(arm, f'{scratch} with all labels', found, level)}"
+    )
+    return Statement(outcome_of(found), label, text)
+
+
+def converged(arm: str, fraction: float, answer: bool | None, found: Value, bound: float) -> Statement:
+    """Whether an arm's fine-tuning had converged: without it a gain may be faster learning alone."""
+    if answer is None:
+        text = f"With {share(fraction)} of the labels, the curves of {arm} have too few points to tell."
+        return Statement("unknown", "convergence not known", text)
+    text = (
+        f"With {share(fraction)} of the labels, the last quarter of the steps gave {arm} "
+        f"{as_difference(found.value)} points of validation Dice {span(found)}; "
+        f"an upper end of at most {as_size(bound)} counts as converged."
+    )
+    label = f"{arm} had converged" if answer else f"{arm} not shown to have converged"
+    return Statement("includes" if answer else "below", label, text)
+
+
+def _guarded(label: str, outcome: Outcome, p: float) -> str:
+    """The label, less sure where the interval excludes 0 and p does not."""
+    return f"{label}, but not firmly" if outcome in ("above", "below") and p > 0.05 else label
+
+
+def _compared(first: str, other: str, found: Value, level: str) -> str:
+    if math.isnan(found.value):
+        return f"{first} and {other} have no pair of runs in common."
+    side = "below" if found.value < 0 else "above"
+    said = f"{first} is {as_size(found.value)} Dice points {side} {other}"
+    if math.isnan(found.low):
+        return f"{said}; one subset, seed and patient give no interval."
+    ends = f"{as_difference(found.low)} to {as_difference(found.high)}"
+    where = {"above": "all of it above 0", "below": "all of it below 0", "includes": "which includes 0"}
+    return f"{said}; {level} interval {ends}, {where[outcome_of(found)]}."
+
+
+def _equals(p: float) -> str:
+    text = as_p(p)
+    return text if text.startswith("<") else f"= {text}"

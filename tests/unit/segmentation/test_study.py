@@ -1,0 +1,357 @@
+"""A study's statistics: against loops written out, against known effects, and with cells that are missing."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+import statistics
+
+import numpy as np
+import pytest
+
+from hssl_dist.config.evaluate import IntervalConfig
+from hssl_dist.segmentation.intervals import hierarchical
+from hssl_dist.segmentation.multiplicity import holm, two_sided_p
+from hssl_dist.segmentation.study import Questions, StudyResults, summarise_study
+from hssl_dist.segmentation.study_cells import StudyCell
+from hssl_dist.segmentation.study_convergence import last_quarter_gain, mean_curve
+from hssl_dist.segmentation.study_pairs import CellKey, Group, key_of, paired, patient_dice
+from hssl_dist.segmentation.study_power import complete_block, power_of
+from tests.study_cells import cell, scored, simulated
+
+FEW = IntervalConfig(resamples=1000)
+QUESTIONS = Questions("multi", (("multi", "single"),), ("single", "multi"))
+GAINS = {"multi": 0.03, "single": 0.01}
+
+
+def _summary(cells: list[StudyCell], **changes: object) -> StudyResults:
+    return summarise_study(cells, QUESTIONS, FEW, **changes)  # type: ignore[arg-type]
+
+
+def _means(cells: list[StudyCell], task: str, fraction: float, arm: str) -> dict[tuple[int, int, str], float]:
+    """The slow reference: Dice by (subset, seed, patient)."""
+    found = {}
+    for one in cells:
+        if (one.task, one.fraction, one.arm) != (task, fraction, arm):
+            continue
+        for patient in {case.patient for case in one.cases}:
+            of_cases = []
+            for case in one.cases:
+                if case.patient == patient:
+                    classes = [value for value in case.dice.values() if value is not None]
+                    of_cases.append(sum(classes) / len(classes))
+            found[one.subset, one.seed, patient] = sum(of_cases) / len(of_cases)
+    return found
+
+
+# ------------------------------------------------------------------------------------------- means and pairs
+
+
+def test_a_patient_is_the_mean_of_its_cases_and_a_case_of_its_classes() -> None:
+    cases = (
+        scored("a1", "a", 0.2, 0.4),
+        scored("a2", "a", None, 0.9),
+        scored("b", "b", None, None),
+        scored("c", "c", 0.0, 1.0),
+    )
+    assert patient_dice(cell(cases=cases)) == pytest.approx({"a": (0.3 + 0.9) / 2, "c": 0.5})
+
+
+def test_rows_equal_loops_over_the_cells() -> None:
+    cells = simulated(GAINS)
+    summary = _summary(cells)
+    assert [row.group for row in summary.rows] == [
+        Group(task, fraction, arm)
+        for task in ("acdc", "hippocampus")
+        for fraction in (0.05, 0.1, 1.0)
+        for arm in ("scratch", "single", "multi")
+    ]
+    for row in summary.rows:
+        known = _means(cells, *row.group)
+        by_run: dict[tuple[int, int], list[float]] = {}
+        for (subset, seed, _), value in known.items():
+            by_run.setdefault((subset, seed), []).append(value)
+        runs = {run: sum(values) / len(values) for run, values in by_run.items()}
+        assert row.dice.value == pytest.approx(sum(runs.values()) / len(runs))
+        assert row.sd == pytest.approx(statistics.stdev(runs.values()))
+        of_seeds = [statistics.mean(v for (_, s), v in runs.items() if s == seed) for seed in (0, 1)]
+        assert row.sd_seeds == pytest.approx(statistics.stdev(of_seeds))
+        subsets = 1 if row.group.fraction == 1.0 else 5
+        assert (row.subsets, row.seeds, row.runs) == (subsets, 2, 2 * subsets)
+        if subsets == 1:
+            assert math.isnan(row.sd_subsets)
+            continue
+        of_subsets = [(runs[subset, 0] + runs[subset, 1]) / 2 for subset in range(subsets)]
+        assert row.sd_subsets == pytest.approx(statistics.stdev(of_subsets))
+
+
+def test_differences_pair_subset_seed_and_patient() -> None:
+    cells = simulated(GAINS)
+    summary = _summary(cells)
+    for row in summary.rows:
+        if row.group.arm == "scratch":
+            assert row.difference is None
+            continue
+        arm = _means(cells, *row.group)
+        scratch = _means(cells, row.group.task, row.group.fraction, "scratch")
+        differences = {tuple(map(str, key)): arm[key] - scratch[key] for key in arm}
+        expected = hierarchical(differences, FEW)
+        assert row.difference is not None
+        found = row.difference.estimate
+        assert (found.value, found.low, found.high) == pytest.approx(
+            (expected.value, expected.low, expected.high)
+        )
+        assert found.sizes == expected.sizes
+    assert [(pair.first, pair.other.arm) for pair in summary.pairs] == [
+        (Group(task, fraction, "multi"), "single")
+        for task in ("acdc", "hippocampus")
+        for fraction in (0.05, 0.1, 1.0)
+    ]
+
+
+def test_gaps_pair_every_subset_with_the_only_one_of_all_labels() -> None:
+    cells = simulated(GAINS)
+    gaps = {(gap.first, gap.other): gap for gap in _summary(cells).gaps}
+    for task, fraction in itertools.product(("hippocampus", "acdc"), (0.05, 0.1)):
+        for arm, other in (("multi", "multi"), ("multi", "scratch"), ("scratch", "scratch")):
+            few, every = _means(cells, task, fraction, arm), _means(cells, task, 1.0, other)
+            expected = [
+                value - every[0, seed, patient]
+                for (subset, seed, patient), value in few.items()
+                if (0, seed, patient) in every
+            ]
+            gap = gaps[Group(task, fraction, arm), Group(task, 1.0, other)]
+            assert gap.estimate.value == pytest.approx(sum(expected) / len(expected))
+            assert gap.estimate.sizes == (5, 2, len(expected) // 10)
+            assert math.isnan(gap.p)
+    assert len(gaps) == 2 * 2 * (1 + 2 + 2)
+
+
+def test_known_effects_are_found_and_their_absence_too() -> None:
+    summary = _summary(simulated({"multi": 0.03, "single": 0.0}, seeds=4))
+    assert [verdict.contrast.outcome for verdict in summary.verdicts] == ["above", "above"]
+    for verdict in summary.verdicts:
+        assert verdict.contrast.first.fraction == 0.05
+        assert verdict.contrast.estimate.value == pytest.approx(0.03, abs=0.008)
+        assert verdict.p_primary < 0.05
+    null = summarise_study(simulated({"multi": 0.0}), Questions("multi"), FEW)
+    assert [verdict.contrast.outcome for verdict in null.verdicts] == ["includes", "includes"]
+    worse = summarise_study(simulated({"multi": -0.04}), Questions("multi"), FEW)
+    assert [verdict.contrast.outcome for verdict in worse.verdicts] == ["below", "below"]
+
+
+def test_intervals_of_simulated_studies_hold_the_true_gain() -> None:
+    held = 0
+    for seed in range(100):
+        cells = simulated({"multi": 0.01}, tasks=("acdc",), fractions=(0.05,), seed=seed)
+        (verdict,) = summarise_study(cells, Questions("multi"), FEW).verdicts
+        held += verdict.contrast.estimate.low <= 0.01 <= verdict.contrast.estimate.high
+    assert held / 100 >= 0.9  # 0.95 less two standard errors; it errs on the wide side
+
+
+def test_nothing_depends_on_the_order_of_the_cells() -> None:
+    cells = simulated(GAINS, tasks=("acdc",))
+    turned = cells.copy()
+    random.Random(0).shuffle(turned)
+    assert repr(_summary(cells)) == repr(_summary(turned))  # NaN equals nothing, its text does
+
+
+# ------------------------------------------------------------------------------------------------- what lacks
+
+
+def test_missing_cells_are_named_and_their_pairs_left_out() -> None:
+    whole = simulated(GAINS, tasks=("acdc",), fractions=(0.05, 1.0))
+    gone = CellKey("acdc", 0.05, "scratch", 3, 1)
+    cells = [one for one in whole if key_of(one) != gone]
+    summary = _summary(cells)
+    assert summary.missing == (gone,)
+    multi = summary.row(Group("acdc", 0.05, "multi"))
+    assert multi is not None
+    assert (multi.runs, multi.difference.unpaired_runs) == (10, ((3, 1),))
+    differences = paired(
+        {(one.subset, one.seed): patient_dice(one) for one in cells if _is(one, "multi")},
+        {(one.subset, one.seed): patient_dice(one) for one in cells if _is(one, "scratch")},
+    ).differences
+    assert len(differences) == 9 * 12
+    assert multi.difference.estimate.value == pytest.approx(statistics.fmean(differences.values()))
+    assert multi.power.dropped == {"subset": 1, "seed": 0, "patient": 0}
+
+
+def _is(one: StudyCell, arm: str) -> bool:
+    return (one.fraction, one.arm) == (0.05, arm)
+
+
+def test_a_plan_says_what_is_missing_and_arms_may_have_fewer_seeds() -> None:
+    cells = [one for one in simulated(GAINS, tasks=("acdc",)) if one.arm != "single" or one.seed == 0]
+    assert len(_summary(cells).missing) == 5 + 5 + 1
+    planned = {key_of(one) for one in cells}
+    assert _summary(cells, planned=planned).missing == ()
+    more = CellKey("acdc", 0.25, "multi", 0, 0)
+    assert _summary(cells, planned=planned | {more}).missing == (more,)
+
+
+def test_patients_of_one_side_alone_are_counted() -> None:
+    first = {(0, 0): {"a": 0.5, "b": 0.6}, (1, 0): {"a": 0.5}}
+    other = {(0, 0): {"a": 0.25, "c": 0.1}, (2, 0): {"a": 0.1}}
+    found = paired(first, other)
+    assert found.differences == {("0", "0", "a"): 0.25}
+    assert found.unpaired_runs == ((1, 0), (2, 0))
+    assert found.unpaired_patients == 2
+
+
+def test_across_fractions_several_full_runs_pair_by_their_own_subset() -> None:
+    few = {(subset, 0): {"a": 0.5 + 0.1 * subset} for subset in range(3)}
+    every = {(0, 0): {"a": 0.9}, (1, 0): {"a": 0.8}}
+    assert paired(few, every, across_fractions=True).differences == pytest.approx(
+        {("0", "0", "a"): -0.4, ("1", "0", "a"): -0.2}
+    )
+    one = {(7, 0): {"a": 0.9}}
+    assert len(paired(few, one, across_fractions=True).differences) == 3
+    assert paired(few, one).differences == {}
+
+
+def test_without_any_pair_there_is_no_verdict_but_a_row() -> None:
+    cells = [cell("scratch", seed=0), cell("multi", seed=1)]
+    summary = _summary(cells)
+    (verdict,) = summary.verdicts
+    assert verdict.contrast.outcome == "unknown"
+    assert verdict.contrast.unpaired_runs == ((0, 0), (0, 1))
+    assert summary.rows[1].power is None
+    assert summary.comparisons == 0
+    assert _summary([cell("multi")]).verdicts == ()
+
+
+def test_cells_that_do_not_go_together_are_refused() -> None:
+    with pytest.raises(ValueError, match="there is no cell to report; run the study first"):
+        _summary([])
+    with pytest.raises(ValueError, match="scored on test and validation patients; report one part alone"):
+        _summary([cell(), cell("multi", part="validation")])
+    with pytest.raises(
+        ValueError, match="scratch on heart, 5% of the labels, subset 0, seed 0 is there twice"
+    ):
+        _summary([cell(), cell()])
+
+
+# ---------------------------------------------------------------------------------------- many comparisons
+
+
+def test_holm_by_hand() -> None:
+    nan = math.nan
+    assert holm([0.01, 0.04, 0.03, nan]) == pytest.approx([0.03, 0.06, 0.06, nan], nan_ok=True)
+    assert holm([0.5, 0.6]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_p_goes_with_the_interval() -> None:
+    rng = np.random.default_rng(0)
+    agree = 0
+    for _ in range(100):
+        values = rng.normal(0.4, 1.0, (6, 4, 12)) + rng.normal(scale=0.5, size=(6, 1, 1))
+        table = {tuple(map(str, place)): float(value) for place, value in np.ndenumerate(values)}
+        found = hierarchical(table, FEW)
+        agree += (two_sided_p(found) < 0.05) == (found.low > 0.0 or found.high < 0.0)
+    assert agree >= 95
+    assert math.isnan(two_sided_p(hierarchical({("a",): 1.0}, FEW)))
+    assert two_sided_p(hierarchical({("a",): 1.0, ("b",): 1.0}, FEW)) == 0.0
+    assert two_sided_p(hierarchical({("a",): 0.0, ("b",): 0.0}, FEW)) == 1.0
+
+
+def test_of_two_seeds_that_differ_p_is_right_where_the_interval_is_too_narrow() -> None:
+    rng = np.random.default_rng(0)
+    studies, by_interval, by_p = 200, 0, 0
+    for _ in range(studies):
+        values = (
+            rng.normal(scale=0.5, size=(5, 1, 1))
+            + rng.normal(scale=1.0, size=(1, 2, 1))
+            + rng.normal(scale=0.5, size=(1, 1, 20))
+            + rng.normal(size=(5, 2, 20))
+        )
+        table = {tuple(map(str, place)): float(value) for place, value in np.ndenumerate(values)}
+        found = hierarchical(table, FEW)
+        by_interval += found.low > 0.0 or found.high < 0.0
+        by_p += two_sided_p(found) < 0.05
+    assert by_interval / studies > 0.1  # the interval cannot reach beyond both seeds
+    assert by_p / studies <= 0.1  # 0.05, give or take three standard errors
+
+
+def test_all_tests_are_in_one_family_and_the_primary_ones_in_their_own() -> None:
+    summary = _summary(simulated(GAINS))
+    tests = [row.difference for row in summary.rows if row.difference] + list(summary.pairs)
+    assert summary.comparisons == len(tests) == 2 * 3 * 2 + 2 * 3
+    assert [test.p_holm for test in tests] == holm([test.p for test in tests])
+    assert [verdict.p_primary for verdict in summary.verdicts] == holm(
+        [verdict.contrast.p for verdict in summary.verdicts]
+    )
+
+
+# ---------------------------------------------------------------------------------- convergence and power
+
+
+def test_the_last_quarters_gain_is_that_of_its_line() -> None:
+    line = [(step, 0.5 + 0.0002 * step) for step in range(0, 1001, 50)]
+    assert last_quarter_gain(line) == pytest.approx(0.0002 * 250)
+    assert last_quarter_gain([(step, 0.7) for step in range(0, 1001, 50)]) == pytest.approx(0.0, abs=1e-12)
+    points = [(0, 0.0), (75, 0.5), (90, 0.8), (100, 0.7)]
+    slope = np.polyfit([75, 90, 100], [0.5, 0.8, 0.7], 1)[0]
+    assert last_quarter_gain(points) == pytest.approx(slope * 25)
+    assert math.isnan(last_quarter_gain([(0, 0.1), (100, 0.5)]))
+    assert math.isnan(last_quarter_gain([]))
+
+
+def test_the_mean_curve_is_over_the_steps_all_have() -> None:
+    found = dict(mean_curve([[(10, 0.2), (20, 0.4), (30, 0.9)], [(10, 0.4), (20, 0.6)]]))
+    assert found == pytest.approx({10: 0.3, 20: 0.5})
+    assert mean_curve([]) == ()
+
+
+def test_converged_needs_the_intervals_upper_end_below_a_point() -> None:
+    def still_rising(per_step: float, spread: float) -> StudyResults:
+        cells = [
+            cell(
+                subset=subset,
+                curve=tuple(
+                    (step, 0.5 + (per_step + spread * (subset - 2)) * step) for step in range(0, 401, 20)
+                ),
+            )
+            for subset in range(5)
+        ]
+        return _summary(cells)
+
+    (flat,) = still_rising(0.00002, 0.000001).convergence
+    assert flat.gain.value == pytest.approx(0.002)
+    assert (flat.converged, flat.runs, flat.best_step) == (True, 5, 30)
+    (rising,) = still_rising(0.0002, 0.000001).convergence
+    assert rising.converged is False
+    (unsure,) = still_rising(0.00008, 0.00005).convergence
+    assert unsure.gain.value < 0.01 < unsure.gain.high
+    assert unsure.converged is False
+    (one,) = _summary([cell()]).convergence
+    assert (one.gain.value, one.converged) == (pytest.approx(0.0, abs=1e-12), True)
+    (none,) = _summary([cell(curve=((40, 0.5),))]).convergence
+    assert (none.gain, none.converged) == (None, None)
+
+
+def test_power_of_a_simulated_study_and_of_one_with_a_single_subset() -> None:
+    summary = _summary(simulated(GAINS, tasks=("hippocampus",)))
+    power = summary.row(Group("hippocampus", 0.05, "multi")).power
+    assert power.sizes == {"subset": 5, "seed": 2, "patient": 20}
+    assert power.unseen == ()
+    assert 0.05 < power.power <= 1.0
+    # Each arm's runs vary by 0.004, its patients by 0.012 and more: the difference's error is about 0.0022.
+    assert power.standard_error == pytest.approx(0.0022, rel=0.5)
+    every = summary.row(Group("hippocampus", 1.0, "multi")).power
+    assert every.unseen == ("subset",)
+    assert set(every.needed) == {"seed", "patient"}
+
+
+def test_the_complete_block_leaves_out_whole_units() -> None:
+    table = {(str(a), str(b), str(c)): 1.0 for a in range(4) for b in range(2) for c in range(5)}
+    assert complete_block(table) == (table, {"subset": 0, "seed": 0, "patient": 0})
+    gap = {key: value for key, value in table.items() if key[:2] != ("2", "1")}
+    left, dropped = complete_block(gap)
+    assert dropped == {"subset": 1, "seed": 0, "patient": 0}
+    assert {key[0] for key in left} == {"0", "1", "3"}
+    lone = {key: value for key, value in table.items() if key[2] != "4" or key[:2] == ("0", "0")}
+    assert complete_block(lone)[1] == {"subset": 0, "seed": 0, "patient": 1}
+    assert power_of({}, 0.01, 0.95) is None
