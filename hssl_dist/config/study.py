@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from hssl_dist import files
+from hssl_dist.config.evaluate import IntervalConfig
 from hssl_dist.config.finetune import SCRATCH, SupervisedConfig
 from hssl_dist.config.loading import describe
 from hssl_dist.config.network import NetworkConfig
@@ -161,6 +162,7 @@ def _default(arm: ArmConfig, key: str) -> Any:
     return type(arm).model_fields[key].get_default()
 
 
+_SINGLE, _MULTI = "hssl-single", "hssl-multi"
 _NO_LEVELS = {"image_weight": 0.0, "task_weight": 0.0, "group_weight": 0.0}
 _NO_DECODER_TERMS = {"dense_weight": 0.0, "restoration_weight": 0.0}
 DEFAULT_ARMS: Mapping[str, Mapping[str, Any]] = {
@@ -170,8 +172,8 @@ DEFAULT_ARMS: Mapping[str, Mapping[str, Any]] = {
         "objective": {**_NO_DECODER_TERMS, "task_weight": 0.0, "group_weight": 0.0},
         "parts": ("encoder",),
     },
-    "hssl-single": {"domains": "own", "objective": {"restoration_weight": 0.0}},
-    "hssl-multi": {"objective": {"restoration_weight": 0.0}},
+    _SINGLE: {"domains": "own", "objective": {"restoration_weight": 0.0}},
+    _MULTI: {"objective": {"restoration_weight": 0.0}},
     "restoration": {
         "stages": "decoder",
         "objective": {**_NO_LEVELS, "dense_weight": 0.0, "restoration_weight": 1.0},
@@ -254,6 +256,14 @@ class StudyConfig(JobConfig):
     """Patients to score; `test` is for the one study that reports."""
     look_again: bool = False
     """Score test patients although a study of another config has done so; the report tells."""
+    main_arm: Label | None = None
+    """Arm whose gain over scratch, at the smallest share, is what the study claims; `hssl-multi`, or the last
+    arm, if not given."""
+    compare: tuple[tuple[Label, Label], ...] | None = None
+    """Arms whose differences are tested besides those to scratch; the claim's with `hssl-single`, if both are
+    there, if not given."""
+    intervals: IntervalConfig = IntervalConfig()
+    """Over label subsets, seeds and patients at once."""
     pretrain: LearningConfig = LearningConfig()
     """What pretrainings have in common."""
     unmatched_budgets: bool = False
@@ -285,6 +295,20 @@ class StudyConfig(JobConfig):
         """Where those on the patients of `part` are: cells, summary, tables and report."""
         return files.join(self.folder, self.part)
 
+    @property
+    def claim(self) -> str:
+        """The arm of the primary comparison."""
+        names = [arm.name for arm in self.arms]
+        return self.main_arm or (_MULTI if _MULTI in names else names[-1])
+
+    @property
+    def contrasts(self) -> tuple[tuple[str, str], ...]:
+        """Pairs of arms whose differences are tested besides those to scratch."""
+        if self.compare is not None:
+            return self.compare
+        there = any(arm.name == _SINGLE for arm in self.arms) and self.claim != _SINGLE
+        return ((self.claim, _SINGLE),) if there else ()
+
     @model_validator(mode="after")
     def _sound(self) -> Self:
         lists: dict[str, list[Any]] = {
@@ -301,6 +325,11 @@ class StudyConfig(JobConfig):
         if self.pretrain.sampling.exclude_test is not None:
             raise ValueError(
                 "pretrain.sampling.exclude_test is the study's split, always; set `split` instead"
+            )
+        asked = (self.claim, *(name for pair in self.contrasts for name in pair))
+        if unknown := [name for name in asked if name not in lists["arms"]]:
+            raise ValueError(
+                f"main_arm or compare names {unknown[0]!r}; the arms are {', '.join(lists['arms'])}"
             )
         for task in self.tasks:
             self._check_patch(task)

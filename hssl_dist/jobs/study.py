@@ -11,6 +11,8 @@
     study_cells.py    one of them
     study_runners.py  all of them, here or on Ray
     study_ledger.py   who has looked at which patients
+    study_results.py  tables and page, out of study_outputs.py, study_report.py, study_pictures.py and
+                      study_embeddings.py
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from hssl_dist.jobs.stopping import stop_requests
 from hssl_dist.jobs.study_cells import Pretrained, run_cell, run_pretraining
 from hssl_dist.jobs.study_ledger import Ledger
 from hssl_dist.jobs.study_plan import Cell, Plan, identity
+from hssl_dist.jobs.study_results import PAGE, write_results
 from hssl_dist.jobs.study_runners import Failed, run_pieces
 from hssl_dist.records import Manifest, Outcome
 from hssl_dist.segmentation.study_cells import StudyCell
@@ -76,10 +79,23 @@ def run(config: StudyConfig, console: Console) -> Outcome:
     state = _take_up(config, plan, manifests)
     ledger = Ledger(config, manifests)
     ledger.check()
-    if state.left(plan):
+    left = state.left(plan)
+    if left:
         with stop_requests() as should_stop:
             _go_on(config, manifests, state, ledger, console, should_stop)
-    return _conclude(config, plan, state, ledger, round(time.monotonic() - start_s, 1))
+    summary = _summary(config, plan, state, ledger)
+    _put_json(files.join(config.results, "summary.json"), summary)
+    if state.cells and (left or not files.exists(files.join(config.results, PAGE))):
+        write_results(
+            config,
+            plan,
+            manifests,
+            list(state.cells.values()),
+            list(state.pretrained.values()),
+            summary,
+            console,
+        )
+    return _conclude(config, plan, state, summary, round(time.monotonic() - start_s, 1))
 
 
 def _datasets(config: StudyConfig) -> tuple[str, ...]:
@@ -273,17 +289,18 @@ def _summary(config: StudyConfig, plan: Plan, state: _State, ledger: Ledger) -> 
     }
 
 
-def _conclude(config: StudyConfig, plan: Plan, state: _State, ledger: Ledger, seconds: float) -> Outcome:
-    summary = _summary(config, plan, state, ledger)
-    _put_json(files.join(config.results, "summary.json"), summary)
+def _conclude(
+    config: StudyConfig, plan: Plan, state: _State, summary: dict[str, Any], seconds: float
+) -> Outcome:
     looks = max(entry["looks"] for entry in summary["looks"].values())
+    page = files.join(config.results, PAGE)
     return Outcome(
-        summary | {"seconds": seconds},
+        summary | {"report": page if state.cells else None, "seconds": seconds},
         (
             f"study {config.name!r}: {len(state.cells)} of {len(plan.cells)} cells, "
             f"{len(state.pretrained)} of {len(plan.pretrainings)} pretrainings, {seconds:.0f} s",
             f"scored on the {config.part} patients, which {looks} configs have looked at; "
-            f"results in {config.results}",
+            + (f"report: {page}" if state.cells else f"results in {config.results}"),
         ),
         "failed" if state.failed else "done",
         tuple(f"{name} failed: {reason}" for name, reason in state.failed.items()),

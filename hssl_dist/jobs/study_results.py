@@ -1,0 +1,150 @@
+"""A study's results out of its finished cells: what it asks, what the page tells beside the answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from hssl_dist import files
+from hssl_dist.jobs.hardware import use_hardware
+from hssl_dist.jobs.lineage import code_version
+from hssl_dist.jobs.study_context import StudyContext
+from hssl_dist.jobs.study_embeddings import embedding_map
+from hssl_dist.jobs.study_outputs import write_outputs
+from hssl_dist.jobs.study_pictures import draw_study_cases
+from hssl_dist.segmentation.study import Questions, StudyResults
+from hssl_dist.segmentation.study_cells import StudyCell
+from hssl_dist.segmentation.study_pairs import CellKey
+from hssl_dist.tracking import attach_run
+from hssl_dist.tracking.history import metric_history
+
+if TYPE_CHECKING:
+    import torch
+
+    from hssl_dist.config.study import StudyConfig
+    from hssl_dist.console import Console
+    from hssl_dist.jobs.study_cells import Pretrained
+    from hssl_dist.jobs.study_plan import Plan
+    from hssl_dist.records import Manifest
+    from hssl_dist.report.study import EmbeddingMap
+
+TITLES = {
+    "scratch": "From scratch",
+    "image": "Image level only",
+    "hssl-single": "HSSL, own dataset",
+    "hssl-multi": "HSSL, all datasets",
+    "restoration": "Restoration only",
+    "hssl-restoration": "HSSL and restoration",
+}
+"""What the page calls the default arms; others have their own names."""
+
+PAGE = "report.html"
+_TEXTS = ("cells.csv", "table.csv", "results.json", PAGE)
+
+
+def write_results(
+    config: StudyConfig,
+    plan: Plan,
+    manifests: Mapping[str, Manifest],
+    cells: Sequence[StudyCell],
+    pretrained: Sequence[Pretrained],
+    summary: Mapping[str, Any],
+    console: Console,
+) -> StudyResults:
+    """Tables, JSON and page to the study's folder and its MLflow run; there must be a cell.
+
+    `manifests` are of all datasets it draws from. Raises the errors of reading models and cases.
+    """
+    device = use_hardware(config.threads)
+    context = StudyContext(
+        title=f"Study {config.name}",
+        questions=Questions(
+            main_arm=config.claim, pairs=config.contrasts, arms=tuple(arm.name for arm in config.arms)
+        ),
+        config_hash=summary["config_hash"],
+        intervals=config.intervals,
+        titles=TITLES,
+        planned=[
+            CellKey(cell.task.dataset, cell.fraction, cell.arm.name, cell.subset, cell.seed)
+            for cell in plan.cells
+        ],
+        selection=_selection(summary),
+        lineage=_lineage(manifests, pretrained, summary),
+        cases=draw_study_cases(
+            cells,
+            config.claim,
+            store=config.store,
+            tracking=config.tracking,
+            titles=TITLES,
+            device=device,
+            overlap=config.overlap,
+        ),
+        embeddings=_embeddings(config, plan, manifests, pretrained, device),
+        health={item.name: metric_history(config.tracking, item.run_id) for item in pretrained},
+        warnings=_warnings(summary),
+    )
+    results = write_outputs(config.results, cells, context)
+    _log(config, summary["run_id"], console)
+    return results
+
+
+def _selection(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What was chosen on whom, and who has looked at the patients that are scored."""
+    said = [("chosen on validation patients", "the best step of each fine-tuning")]
+    for dataset, found in summary["looks"].items():
+        looks = found["looks"]
+        told = f"{found['patients']}, scored under {looks} config{'' if looks == 1 else 's'} so far"
+        said.append((f"{summary['part']} patients of {dataset}", told))
+    return said
+
+
+def _lineage(
+    manifests: Mapping[str, Manifest], pretrained: Sequence[Pretrained], summary: Mapping[str, Any]
+) -> dict[str, Any]:
+    return {
+        "run": summary["run_id"],
+        "manifests": {name: manifest.sha256 for name, manifest in sorted(manifests.items())},
+        "pretrained": {item.name: item.model for item in pretrained},
+        "code": code_version(),
+    }
+
+
+def _embeddings(
+    config: StudyConfig,
+    plan: Plan,
+    manifests: Mapping[str, Manifest],
+    pretrained: Sequence[Pretrained],
+    device: torch.device,
+) -> list[EmbeddingMap]:
+    """Where the encoders that the claim's arm starts from put all cases, of the first seed that has them."""
+    own = [item for item in pretrained if config.claim in item.arms]
+    sizes = {item.name: item.config.sampling.patch_size for item in plan.pretrainings}
+    return [
+        embedding_map(
+            f"{TITLES.get(config.claim, config.claim)}, seed {item.seed}, for {' and '.join(item.tasks)}",
+            item.model,
+            tuple(manifests),
+            store=config.store,
+            tracking=config.tracking,
+            patch_size=sizes[item.name],
+            device=device,
+        )
+        for item in own
+        if item.seed == own[0].seed
+    ]
+
+
+def _warnings(summary: Mapping[str, Any]) -> list[str]:
+    """What a reader has to know before any number."""
+    said = [f"{failed['name']} failed: {failed['reason']}" for failed in summary["failed"]]
+    if summary["unmatched_budgets"]:
+        said.append("Budgets do not match: some arms may see more samples, or are fine-tuned otherwise.")
+    if summary["look_again"] and any(found["looks"] > 1 for found in summary["looks"].values()):
+        said.append("These patients had been scored by studies of other configs before this one.")
+    return said
+
+
+def _log(config: StudyConfig, run_id: str, console: Console) -> None:
+    tracked = attach_run(config.tracking, run_id, warn=console.warn)
+    for name in _TEXTS:
+        tracked.log_text(f"{config.part}/{name}", files.read(files.join(config.results, name)).decode())
