@@ -90,8 +90,8 @@ def run(config: StudyConfig, console: Console) -> Outcome:
             config,
             plan,
             manifests,
-            list(state.cells.values()),
-            list(state.pretrained.values()),
+            [state.cells[cell.id] for cell in plan.cells if cell.id in state.cells],
+            [state.pretrained[item.name] for item in plan.pretrainings if item.name in state.pretrained],
             summary,
             console,
         )

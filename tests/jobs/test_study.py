@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import os
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -94,6 +96,31 @@ def test_a_study_leaves_every_cell_its_pretrainings_and_a_summary(folder: Path) 
     summary = json.loads((Path(config.results) / "summary.json").read_text())
     assert (summary["cells"], summary["planned"], summary["failed"]) == (4, 4, [])
     assert summary["looks"] == {task: {"patients": 2, "looks": 1} for task in tiny_study.TASKS}
+
+
+def test_a_study_writes_its_tables_and_its_page_and_logs_them(folder: Path) -> None:
+    config = tiny_study.config(folder)
+    results = Path(config.results)
+    rows = list(csv.DictReader((results / "table.csv").read_text().splitlines()))
+    assert [(row["task"], row["arm"]) for row in rows] == [
+        (task, arm) for task in tiny_study.TASKS for arm in ("scratch", "hssl-multi")
+    ]
+    cells = {(cell.task, cell.arm): cell for cell in cells_of(config).values()}
+    for row in rows:
+        patients: dict[str, list[float]] = {}
+        for case in cells[row["task"], row["arm"]].cases:
+            known = [dice for dice in case.dice.values() if dice is not None]
+            patients.setdefault(case.patient, []).append(fmean(known))
+        assert int(row["patients"]) == len(patients)
+        assert float(row["dice"]) == pytest.approx(fmean(map(fmean, patients.values())), abs=1e-6)
+    page = (results / "report.html").read_text()
+    summary = json.loads((results / "summary.json").read_text())
+    for told in (summary["config_hash"], "Health of the pretraining", "From scratch", *tiny_study.TASKS):
+        assert told in page
+    (parent,) = [run for run in runs_of(config) if run.data.tags["hssl.job"] == "study"]
+    artifacts = connect(config.tracking).list_artifacts(parent.info.run_id, "validation")
+    logged = {Path(artifact.path).name for artifact in artifacts}
+    assert logged >= {"cells.csv", "table.csv", "results.json", "report.html"}
 
 
 def test_cells_of_a_pair_share_their_labels(folder: Path) -> None:

@@ -29,11 +29,23 @@ def load(folder: Path, *words: str, **values: Any) -> StudyConfig:
     return load_config(StudyConfig, "hssl study", ("--config", str(folder / "study.yaml"), *words))
 
 
-def test_the_defaults_are_the_six_arms_and_the_issue_s_shares(tmp_path: Path) -> None:
+def test_the_defaults_are_the_six_arms_and_the_usual_shares(tmp_path: Path) -> None:
     config = load(tmp_path)
     assert [arm.name for arm in config.arms] == list(DEFAULT_ARMS)
     assert (config.fractions, config.subsets, config.seeds) == ((0.05, 0.1, 1.0), 5, (0, 1))
     assert (config.part, config.unmatched_budgets, config.look_again) == ("validation", False, False)
+
+
+def test_the_claim_is_multi_domain_pretraining_or_the_last_arm_unless_one_is_named(tmp_path: Path) -> None:
+    config = load(tmp_path)
+    assert (config.claim, config.contrasts) == ("hssl-multi", (("hssl-multi", "hssl-single"),))
+    config = load(tmp_path, arms=["scratch", "image", "restoration"])
+    assert (config.claim, config.contrasts) == ("restoration", ())
+    config = load(tmp_path, main_arm="hssl-single", compare=[["image", "restoration"]])
+    assert (config.claim, config.contrasts) == ("hssl-single", (("image", "restoration"),))
+    for odd in ({"main_arm": "none"}, {"compare": [["image", "none"]]}):
+        with pytest.raises(ConfigError, match="main_arm or compare names 'none'; the arms are scratch, "):
+            load(tmp_path, **odd)
 
 
 def test_arms_are_named_changed_or_written_out_and_survive_a_file(tmp_path: Path) -> None:
