@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from hssl_dist.report.study import EmbeddingMap
 
 TITLES = {
-    "scratch": "From scratch",
-    "image": "Image level only",
-    "hssl-single": "HSSL, own dataset",
-    "hssl-multi": "HSSL, all datasets",
-    "restoration": "Restoration only",
-    "hssl-restoration": "HSSL and restoration",
+    "scratch": "Scratch",
+    "image": "Image level",
+    "hssl-single": "Single-domain HSSL",
+    "hssl-multi": "Multi-domain HSSL",
+    "restoration": "Restoration",
+    "hssl-restoration": "HSSL + restoration",
 }
 """What the page calls the default arms; others have their own names."""
 

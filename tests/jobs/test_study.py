@@ -115,7 +115,7 @@ def test_a_study_writes_its_tables_and_its_page_and_logs_them(folder: Path) -> N
         assert float(row["dice"]) == pytest.approx(fmean(map(fmean, patients.values())), abs=1e-6)
     page = (results / "report.html").read_text()
     summary = json.loads((results / "summary.json").read_text())
-    for told in (summary["config_hash"], "Health of the pretraining", "From scratch", *tiny_study.TASKS):
+    for told in (summary["config_hash"], "Health of the pretraining", "Scratch", *tiny_study.TASKS):
         assert told in page
     (parent,) = [run for run in runs_of(config) if run.data.tags["hssl.job"] == "study"]
     artifacts = connect(config.tracking).list_artifacts(parent.info.run_id, "validation")
