@@ -37,14 +37,14 @@ study-models: setup
 	$(BIN)/hssl preprocess --config configs/preprocess/real.yaml
 	$(MAKE) --jobs 2 hippocampus-unet acdc-unet
 
+TUNE = $(BIN)/hssl finetune --config configs/finetune/strong-$*.yaml --register_as $@ --threads 1
+FEW := --labels.fraction 0.05 --training.steps 1000
+
 hippocampus-unet acdc-unet: %-unet: | setup
 	$(BIN)/hssl pretrain --config configs/pretrain/$@.yaml
-	$(BIN)/hssl finetune --config configs/finetune/$@.yaml --name $*-champion --alias '["champion"]' \
-		--split.test 0
-	$(BIN)/hssl finetune --config configs/finetune/$@.yaml --name $*-hssl-5 --alias '["hssl-5"]' \
-		--labels.fraction 0.05 --training.steps 1000
-	$(BIN)/hssl finetune --config configs/finetune/$@.yaml --name $*-scratch-5 --alias '["scratch-5"]' \
-		--labels.fraction 0.05 --training.steps 1000 --model scratch
+	$(TUNE) --name $*-champion --alias champion --model models:/hssl-$*@latest --split.test 0
+	$(TUNE) --name $*-hssl-5 --alias hssl-5 --model models:/hssl-$*@latest $(FEW)
+	$(TUNE) --name $*-scratch-5 --alias scratch-5 --model scratch $(FEW)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -22,9 +22,8 @@ def scaling(
 ) -> Callable[[], float]:
     """Storing copies of cases of `voxels` each on a warm Ray of `cpus` CPUs; returns its wall seconds.
 
-    The store is a new folder in `folder`, which the caller keeps until all is measured: for minutes, ext4
-    walks around the inodes of files that have just been deleted, and takes longer for a new one than a small
-    case takes to prepare.
+    The store is a new folder in `folder`, which the caller keeps until all is measured: ext4 walks around the
+    inodes of files that have just been deleted, and a new file then takes it longer.
     """
     stack = ExitStack()
     root = tempfile.mkdtemp(dir=folder)

@@ -8,9 +8,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import (
     BeforeValidator,
     Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
+    JsonValue,
     PositiveInt,
     ValidationError,
     model_validator,
@@ -23,7 +21,6 @@ from hssl_dist.config.loading import describe
 from hssl_dist.config.network import NetworkConfig
 from hssl_dist.config.parts import (
     CacheConfig,
-    Fraction,
     JobConfig,
     Part,
     RayConfig,
@@ -40,73 +37,30 @@ Base = TypeVar("Base", bound=Part)
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=24)]
 """A name short enough that those of study, task and arm, together, are a run's."""
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
+Changes = dict[str, JsonValue]
+"""Some keys of another config part with new values; checked where they are laid over it."""
+
+_TRANSFER_RATES = {"encoder_rate", "decoder_rate", "layer_decay", "freeze_steps"}
 
 
-def over(base: Base, changes: Part) -> Base:
-    """`base` with the keys that `changes` gives, checked anew."""
-    return type(base).model_validate(base.model_dump() | changes.model_dump(exclude_none=True))
+def over(base: Base, changes: Mapping[str, Any], place: str = "") -> Base:
+    """`base` with nested `changes`, checked anew. Raises ValueError, in one line that starts with `place`."""
+    try:
+        return type(base).model_validate(_merged(base.model_dump(), changes))
+    except ValidationError as error:
+        raise ValueError(f"{place}{describe(error, type(base))}") from None
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings, the changes winning."""
+    merged = {**base, **changes}
+    for key in base.keys() & changes.keys():
+        if isinstance(base[key], Mapping) and isinstance(changes[key], Mapping):
+            merged[key] = _merged(base[key], changes[key])
+    return merged
 
 
 # ------------------------------------------------------------------------------------------------------- arms
-
-
-class ObjectiveChanges(Part):
-    """What an arm changes of `pretrain.objective`; the rest is the study's."""
-
-    temperature: PositiveFloat | None = None
-    """Temperature of the image level."""
-    image_weight: NonNegativeFloat | None = None
-    """Weight of the image level."""
-    task_weight: NonNegativeFloat | None = None
-    """Weight of the task level."""
-    group_weight: NonNegativeFloat | None = None
-    """Weight of the group level."""
-    depths: tuple[NonNegativeInt, ...] | None = None
-    """Encoder stages with heads, counted from the deepest."""
-    dense_weight: NonNegativeFloat | None = None
-    """Weight of dense correspondence."""
-    dense_temperature: PositiveFloat | None = None
-    """Temperature of dense correspondence."""
-    dense_across_batch: bool | None = None
-    """Whether voxels of the global batch's other regions are negatives too."""
-    restoration_weight: NonNegativeFloat | None = None
-    """Weight of restoring a corrupted view."""
-    mask_fraction: Fraction | None = None
-    """Share of a view that is masked for restoration."""
-    restoration_noise: NonNegativeFloat | None = None
-    """Noise added to the voxels that are not masked."""
-    restored_voxels: Literal["masked", "all"] | None = None
-    """Voxels that count for restoration."""
-
-
-class StageChanges(Part):
-    """What an arm changes of `pretrain.encoder` or `pretrain.decoder`."""
-
-    steps: NonNegativeInt | None = None
-    """Optimiser steps."""
-    learning_rate: PositiveFloat | None = None
-    """Peak learning rate."""
-    encoder_rate: NonNegativeFloat | None = None
-    """Factor on the encoder's learning rate."""
-    warmup_steps: NonNegativeInt | None = None
-    """Steps of linear warm-up."""
-
-
-class TransferChanges(Part):
-    """What an arm changes of a task's `training`. The first four concern only what is taken from a model."""
-
-    encoder_rate: NonNegativeFloat | None = None
-    """Factor on the learning rate of the pretrained encoder."""
-    decoder_rate: NonNegativeFloat | None = None
-    """Factor on the learning rate of the pretrained decoder."""
-    layer_decay: Share | None = None
-    """Further factor for each encoder stage before the deepest."""
-    freeze_steps: NonNegativeInt | None = None
-    """First steps, in which only the new parts are trained."""
-    steps: PositiveInt | None = None
-    """Optimiser steps; only with `unmatched_budgets`."""
-    learning_rate: PositiveFloat | None = None
-    """Peak learning rate of the new parts; only with `unmatched_budgets`."""
 
 
 class ArmConfig(Part):
@@ -120,15 +74,19 @@ class ArmConfig(Part):
     """Datasets to pretrain on: all of `pretrain.sampling.datasets`, or only the task's own."""
     stages: Literal["both", "encoder", "decoder"] = "both"
     """Stages to pretrain; one that is left out gives its steps to the other."""
-    objective: ObjectiveChanges = ObjectiveChanges()
-    encoder: StageChanges = StageChanges()
-    decoder: StageChanges = StageChanges()
+    objective: Changes = Field(default={})
+    """What it changes of `pretrain.objective`."""
+    encoder: Changes = Field(default={})
+    """What it changes of `pretrain.encoder`."""
+    decoder: Changes = Field(default={})
+    """What it changes of `pretrain.decoder`."""
     global_batch: PositiveInt | None = None
     """Regions per pretraining step; the study's if not given."""
     parts: tuple[str, ...] = ("encoder", "decoder")
     """Parts taken from the pretrained network."""
-    transfer: TransferChanges = TransferChanges()
-    """How they are fine-tuned."""
+    transfer: Changes = Field(default={})
+    """What it changes of a task's `training`; more than `encoder_rate`, `decoder_rate`, `layer_decay` and
+    `freeze_steps`, which concern only what is taken from a model, with `unmatched_budgets` alone."""
 
     @model_validator(mode="after")
     def _scratch_is_not_pretrained(self) -> Self:
@@ -142,20 +100,21 @@ class ArmConfig(Part):
     def learning(self, base: LearningConfig) -> LearningConfig:
         """What its pretraining learns: the study's `pretrain` section with the arm's changes.
 
-        Raises ValidationError for changes that do not go together.
+        Raises ValueError, in one line, for changes that are wrong or do not go together.
         """
-        encoder, decoder = over(base.encoder, self.encoder), over(base.decoder, self.decoder)
+        encoder = over(base.encoder, self.encoder, "encoder.")
+        decoder = over(base.decoder, self.decoder, "decoder.")
         total = encoder.steps + decoder.steps
         if self.stages != "both":
             encoder = encoder.model_copy(update={"steps": total if self.stages == "encoder" else 0})
             decoder = decoder.model_copy(update={"steps": total - encoder.steps})
-        changed = {
-            "objective": over(base.objective, self.objective),
-            "encoder": encoder,
-            "decoder": decoder,
-            "global_batch": self.global_batch or base.global_batch,
-        }
-        return LearningConfig.model_validate(base.model_dump() | changed)
+        objective = over(base.objective, self.objective, "objective.")
+        changed = {"objective": objective, "encoder": encoder, "decoder": decoder}
+        return over(base, changed | {"global_batch": self.global_batch or base.global_batch})
+
+    def training(self, task: TaskConfig) -> SupervisedConfig:
+        """How its cells of a task are fine-tuned. Raises ValueError, in one line."""
+        return over(task.training, self.transfer, f"arm {self.name!r}: transfer.")
 
 
 def _default(arm: ArmConfig, key: str) -> Any:
@@ -182,7 +141,7 @@ DEFAULT_ARMS: Mapping[str, Mapping[str, Any]] = {
     },
     "hssl-restoration": {"objective": {"restoration_weight": 1.0}},
 }
-"""The arms a config may just name: the comparison of docs/method.md."""
+"""The arms a config may just name: the comparison of docs/study.md."""
 
 
 def _arm(value: Any) -> Any:
@@ -197,15 +156,6 @@ def _arm(value: Any) -> Any:
             f"no arm {like!r} is defined; write it out, or name one of {', '.join(DEFAULT_ARMS)}"
         )
     return _merged(DEFAULT_ARMS[like], {key: entry for key, entry in value.items() if key != "like"})
-
-
-def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested mappings, the changes winning."""
-    merged = {**base, **changes}
-    for key in base.keys() & changes.keys():
-        if isinstance(base[key], Mapping) and isinstance(changes[key], Mapping):
-            merged[key] = _merged(base[key], changes[key])
-    return merged
 
 
 Arm = Annotated[ArmConfig, BeforeValidator(_arm)]
@@ -226,13 +176,13 @@ class TaskConfig(Part):
     """Size z y x of a view in its pretrainings; `pretrain.sampling.patch_size` if not given."""
 
     def learning(self, base: LearningConfig) -> LearningConfig:
-        """The study's `pretrain` section with the task's network and size of views."""
+        """The study's `pretrain` section with the task's network and size of views. Raises as `over` does."""
         changed: dict[str, Any] = {}
         if self.network is not None:
             changed["network"] = self.network
         if self.pretrain_patch_size is not None:
-            changed["sampling"] = base.sampling.model_dump() | {"patch_size": self.pretrain_patch_size}
-        return LearningConfig.model_validate(base.model_dump() | changed)
+            changed["sampling"] = {"patch_size": self.pretrain_patch_size}
+        return over(base, changed)
 
 
 class StudyConfig(JobConfig):
@@ -332,7 +282,7 @@ class StudyConfig(JobConfig):
                 f"main_arm or compare names {unknown[0]!r}; the arms are {', '.join(lists['arms'])}"
             )
         for task in self.tasks:
-            self._check_patch(task)
+            self._check_patches(task)
         samples = {
             f"arm {arm.name!r} for task {task.dataset!r}": self.learning(arm, task).samples
             for task in self.tasks
@@ -351,17 +301,17 @@ class StudyConfig(JobConfig):
         """What the arm's pretraining for a task learns. Raises ValueError, in one line."""
         try:
             return arm.learning(task.learning(self.pretrain))
-        except ValidationError as error:
-            told = describe(error, LearningConfig)
-            raise ValueError(f"arm {arm.name!r} for task {task.dataset!r}: {told}") from None
+        except ValueError as error:
+            raise ValueError(f"arm {arm.name!r} for task {task.dataset!r}: {error}") from None
 
-    def _check_patch(self, task: TaskConfig) -> None:
-        size, reduction = task.training.patch_size, self.network(task).reduction
-        if any(voxels % factor for voxels, factor in zip(size, reduction, strict=True)):
-            raise ValueError(
-                f"task {task.dataset!r}: training.patch_size {size} is not a multiple of the network's "
-                f"reduction {reduction}; choose one that is"
-            )
+    def _check_patches(self, task: TaskConfig) -> None:
+        reduction = self.network(task).reduction
+        for size in (arm.training(task).patch_size for arm in self.arms):
+            if any(voxels % factor for voxels, factor in zip(size, reduction, strict=True)):
+                raise ValueError(
+                    f"task {task.dataset!r}: training.patch_size {size} is not a multiple of the network's "
+                    f"reduction {reduction}; choose one that is"
+                )
 
     def _check_budgets(self, samples: Mapping[str, int]) -> None:
         """Whether all pretrainings, by name, see as many samples, and arms are fine-tuned alike."""
@@ -373,9 +323,8 @@ class StudyConfig(JobConfig):
                     "global_batch must agree, or set unmatched_budgets"
                 )
         for arm in self.arms:
-            for key in ("steps", "learning_rate"):
-                if getattr(arm.transfer, key) is not None:
-                    raise ValueError(
-                        f"arm {arm.name!r} has a transfer.{key} of its own; all arms of a task are "
-                        "fine-tuned alike: leave it out, or set unmatched_budgets"
-                    )
+            if odd := sorted(arm.transfer.keys() - _TRANSFER_RATES):
+                raise ValueError(
+                    f"arm {arm.name!r} has a transfer.{odd[0]} of its own; all arms of a task are fine-tuned "
+                    "alike: leave it out, or set unmatched_budgets"
+                )

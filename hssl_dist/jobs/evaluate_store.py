@@ -11,18 +11,17 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32
 
 from hssl_dist.config.evaluate import EvaluateConfig
 from hssl_dist.config.parts import SplitConfig
 from hssl_dist.errors import CheckpointError, ConfigError, MissingError
 from hssl_dist.jobs.evaluate_inputs import Example
-from hssl_dist.networks.weights import ModelCard, build_from_card, load_model, load_state, patch_size_of
+from hssl_dist.jobs.stored_model import load_stored_model
+from hssl_dist.networks.weights import ModelCard
 from hssl_dist.records import CaseRecord, Manifest
 from hssl_dist.sampling.splits import labelled_cases, labelled_patients, split_manifest
-from hssl_dist.segmentation import predict
 from hssl_dist.store import open_reader, read_manifest
-from hssl_dist.tracking import fetch_model
 
 SET = "model"
 """Name of the only set of predictions."""
@@ -43,12 +42,8 @@ class StoredInputs:
     sets = (SET,)
 
     def __init__(self, config: EvaluateConfig, model: str, device: torch.device) -> None:
-        fetched = fetch_model(config.tracking, model)
-        self.card, state = load_model(fetched.folder)
-        self.uri, self.run_id = fetched.uri, fetched.run_id
-        network = build_from_card(self.card)
-        load_state(network, state)
-        self._network, self._device, self._overlap = network.to(device), device, config.overlap
+        self._model = load_stored_model(config.tracking, model, device, config.overlap)
+        self.card, self.uri, self.run_id = self._model.card, self._model.uri, self._model.run_id
         self.part = config.part
         self.manifest = read_manifest(config.store.url, _dataset_of(config, self.card))
         _check_suits(self.card, self.manifest)
@@ -81,7 +76,7 @@ class StoredInputs:
             "dataset": self.manifest.dataset,
             "manifest": self.manifest.sha256,
             "part": self.part,
-            "overlap": self._overlap,
+            "overlap": self._model.overlap,
         }
 
     def examples(self) -> Iterator[Example]:
@@ -91,20 +86,13 @@ class StoredInputs:
     def example(self, case: str) -> Example:
         """One case, predicted."""
         record = self._records[case]
-        label = self._reader.label(record)
-        return Example(case, record.patient, label, {SET: self._predict(record)}, record.geometry.spacing_mm)
+        label, prediction = self._reader.label(record), self._model.predict(self._reader, record)
+        return Example(case, record.patient, label, {SET: prediction}, record.geometry.spacing_mm)
 
     def image(self, case: str) -> Float32[np.ndarray, "z y x"]:
         """The first channel, as stored."""
         channel: Float32[np.ndarray, "z y x"] = self._reader.image(self._records[case])[0]
         return channel
-
-    def _predict(self, record: CaseRecord) -> UInt8[np.ndarray, "z y x"]:
-        background = [intensity.background for intensity in record.intensities]
-        image = self._reader.image(record)
-        return predict(
-            self._network, image, patch_size_of(self.card), self._overlap, self._device, background
-        )
 
 
 def _dataset_of(config: EvaluateConfig, card: ModelCard) -> str:

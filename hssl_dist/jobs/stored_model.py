@@ -1,4 +1,4 @@
-"""A segmentation model that predicts cases of a store, for pictures."""
+"""A segmentation model that predicts cases of a store, for scores and for pictures."""
 
 from __future__ import annotations
 
@@ -19,8 +19,13 @@ from hssl_dist.tracking import fetch_model
 
 @dataclass(frozen=True, slots=True)
 class StoredModel:
-    """A network on its device, its card, and the overlap of neighbouring windows."""
+    """A network on its device, its card, and the overlap of neighbouring windows.
 
+    `uri` names the model exactly, `run_id` the MLflow run that made it, if one did.
+    """
+
+    uri: str
+    run_id: str | None
     card: ModelCard
     network: ResidualUNet
     device: torch.device
@@ -41,4 +46,4 @@ def load_stored_model(
     card, state = load_model(fetched.folder)
     network = build_from_card(card)
     load_state(network, state)
-    return StoredModel(card, network.to(device), device, overlap)
+    return StoredModel(fetched.uri, fetched.run_id, card, network.to(device), device, overlap)

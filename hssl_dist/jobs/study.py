@@ -293,13 +293,14 @@ def _conclude(
     config: StudyConfig, plan: Plan, state: _State, summary: dict[str, Any], seconds: float
 ) -> Outcome:
     looks = max(entry["looks"] for entry in summary["looks"].values())
+    by = f"{looks} config{'' if looks == 1 else 's'}"
     page = files.join(config.results, PAGE)
     return Outcome(
         summary | {"report": page if state.cells else None, "seconds": seconds},
         (
             f"study {config.name!r}: {len(state.cells)} of {len(plan.cells)} cells, "
             f"{len(state.pretrained)} of {len(plan.pretrainings)} pretrainings, {seconds:.0f} s",
-            f"scored on the {config.part} patients, which {looks} configs have looked at; "
+            f"scored on the {config.part} patients, so far under {by}; "
             + (f"report: {page}" if state.cells else f"results in {config.results}"),
         ),
         "failed" if state.failed else "done",

@@ -14,8 +14,8 @@ from typing import Any
 from hssl_dist import files
 from hssl_dist.jobs.evaluate_outputs import known
 from hssl_dist.jobs.study_context import StudyContext
-from hssl_dist.jobs.study_report import study_page
-from hssl_dist.report.study_words import exact
+from hssl_dist.jobs.study_report import study_page, value_of
+from hssl_dist.report.study_words import exact, outcome_of
 from hssl_dist.segmentation.intervals import HierarchicalEstimate
 from hssl_dist.segmentation.study import Contrast, Row, StudyResults, summarise_study
 from hssl_dist.segmentation.study_cells import StudyCell
@@ -139,7 +139,7 @@ def _contrast(found: Contrast) -> dict[str, Any]:
     return {
         "first": _group(found.first),
         "other": _group(found.other),
-        "outcome": found.outcome,
+        "outcome": outcome_of(value_of(found.estimate)),
         **_estimate(found.estimate),
         "unpaired_runs": [list(run) for run in found.unpaired_runs],
         "unpaired_patients": found.unpaired_patients,

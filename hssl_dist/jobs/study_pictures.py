@@ -17,7 +17,7 @@ from hssl_dist.report.evaluation import Picture
 from hssl_dist.report.study import Cases
 from hssl_dist.report.study_words import as_dice, share
 from hssl_dist.segmentation.study_cells import SCRATCH_ARM, CaseDice, StudyCell
-from hssl_dist.segmentation.study_pairs import case_dice, paired, patient_dice
+from hssl_dist.segmentation.study_pairs import mean_dice, paired, patient_dice
 from hssl_dist.store import Reader, open_reader, read_manifest
 
 
@@ -81,7 +81,7 @@ def _gain(cell: StudyCell, scratch: StudyCell) -> float:
 
 
 def _score(case: CaseDice) -> float:
-    dice = case_dice(case)
+    dice = mean_dice(case.dice)
     return math.nan if dice is None else dice
 
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from hssl_dist import files
 from hssl_dist.config.evaluate import EvaluateConfig, IntervalConfig
-from hssl_dist.config.finetune import SCRATCH, FinetuneConfig, LabelsConfig, SupervisedConfig
+from hssl_dist.config.finetune import SCRATCH, FinetuneConfig, LabelsConfig
 from hssl_dist.config.pretrain import PretrainConfig
-from hssl_dist.config.study import ArmConfig, StudyConfig, TaskConfig, over
+from hssl_dist.config.study import ArmConfig, StudyConfig, TaskConfig
 from hssl_dist.records import Manifest, content_hash
 from hssl_dist.training.trajectory import trajectory
 
@@ -134,7 +134,7 @@ def finetune_config(config: StudyConfig, cell: Cell, model: str) -> FinetuneConf
         dataset=cell.task.dataset,
         labels=LabelsConfig(fraction=cell.fraction, seed=cell.subset),
         split=config.split,
-        training=_training(cell),
+        training=cell.arm.training(cell.task),
         checkpoint=config.checkpoint,
         network=config.network(cell.task),
         store=config.store,
@@ -144,10 +144,6 @@ def finetune_config(config: StudyConfig, cell: Cell, model: str) -> FinetuneConf
         register_as=f"{config.name}-{cell.task.dataset}",
         threads=config.threads,
     )
-
-
-def _training(cell: Cell) -> SupervisedConfig:
-    return over(cell.task.training, cell.arm.transfer)
 
 
 def evaluate_config(config: StudyConfig, cell: Cell, model: str) -> EvaluateConfig:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from hssl_dist.console import Console
 from hssl_dist.errors import HsslError, Interrupted
-from hssl_dist.jobs import cluster
 
 if TYPE_CHECKING:
     from hssl_dist.config.study import StudyConfig
@@ -38,9 +37,12 @@ def run_pieces(
     console: Console,
     should_stop: Callable[[], bool],
 ) -> Iterator[tuple[Item, Result | Failed]]:
-    """Each item with what `work` made of it, as they come. Raises Interrupted once a stop is asked for."""
+    """Each item with what `work` made of it, as they come. Raises Interrupted once a stop is asked for.
+
+    On Ray, which has to be connected, as many at once as there are CPUs or GPUs for.
+    """
     if config.runner == "ray":
-        yield from _on_ray(config, items, work, console, should_stop)
+        yield from _on_ray(config.threads, items, work, should_stop)
         return
     for item in items:
         if should_stop():
@@ -49,36 +51,34 @@ def run_pieces(
 
 
 def _on_ray(
-    config: StudyConfig,
+    threads: int,
     items: Sequence[Item],
     work: Callable[[Item, Console], Result],
-    console: Console,
     should_stop: Callable[[], bool],
 ) -> Iterator[tuple[Item, Result | Failed]]:
-    """Each item as a task with `config.threads` CPUs, and a GPU where there are GPUs."""
-    with cluster.connect(config.ray, console):
-        import ray
-        from ray.exceptions import RayError
+    """Each item as a task with `threads` CPUs, and a GPU where there are GPUs. Ray is connected."""
+    import ray
+    from ray.exceptions import RayError
 
-        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        task: Any = ray.remote(
-            num_cpus=config.threads, num_gpus=min(1.0, resources.get("GPU", 0.0)), max_retries=0
-        )(_attempt_there)
-        pending = {task.remote(work, item): item for item in items}
-        try:
-            while pending:
-                if should_stop():
-                    raise Interrupted(_STOPPED)
-                ready, _ = ray.wait(list(pending), num_returns=1, timeout=_POLL_S)
-                for reference in ready:
-                    item = pending.pop(reference)
-                    try:
-                        yield item, ray.get(reference)
-                    except RayError as error:  # a worker that crashed, was killed, or ran out of memory
-                        yield item, Failed(f"its Ray worker was lost: {_first_line(error)}")
-        finally:
-            for reference in pending:
-                ray.cancel(reference)
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    task: Any = ray.remote(num_cpus=threads, num_gpus=min(1.0, resources.get("GPU", 0.0)), max_retries=0)(
+        _attempt_there
+    )
+    pending = {task.remote(work, item): item for item in items}
+    try:
+        while pending:
+            if should_stop():
+                raise Interrupted(_STOPPED)
+            ready, _ = ray.wait(list(pending), num_returns=1, timeout=_POLL_S)
+            for reference in ready:
+                item = pending.pop(reference)
+                try:
+                    yield item, ray.get(reference)
+                except RayError as error:  # a worker that crashed, was killed, or ran out of memory
+                    yield item, Failed(f"its Ray worker was lost: {_first_line(error)}")
+    finally:
+        for reference in pending:
+            ray.cancel(reference)
 
 
 def _attempt_there(work: Callable[[Item, Console], Result], item: Item) -> Result | Failed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -57,12 +57,9 @@ def as_difference(value: float) -> str:
     return f"{_MINUS if value < 0 else '+'}{text}"
 
 
-def span(value: Value, *, signed: bool = True) -> str:
-    """An interval in brackets; nothing if there is none."""
-    if math.isnan(value.low):
-        return ""
-    write = as_difference if signed else as_dice
-    return f"[{write(value.low)}, {write(value.high)}]"
+def span(value: Value) -> str:
+    """The interval of a difference in brackets; nothing if there is none."""
+    return "" if math.isnan(value.low) else f"[{as_difference(value.low)}, {as_difference(value.high)}]"
 
 
 def as_p(p: float) -> str:
@@ -92,20 +89,12 @@ def gain(
     `p` is adjusted for the `tests` primary comparisons. It guards the interval too: of two seeds that differ,
     an interval is too narrow, p is not.
     """
-    outcome = outcome_of(found)
-    label = {
-        "above": "gain shown",
-        "below": "worse",
-        "includes": "no gain shown",
-        "unknown": "not known",
-    }[outcome]
-    text = f"With {share(fraction)} of the labels, {_compared(arm, scratch, found, level)}"
-    if not math.isnan(p):
-        stands = "stands" if p <= 0.05 else "does not stand"
-        by = f"Adjusted for {tests} primary comparisons (Holm)" if tests > 1 else "By its t distribution"
-        verb = "the difference" if outcome == "includes" else "it"
-        text += f" {by}, {verb} {stands} at 5%: p {_equals(p)}."
-    return Statement(outcome, _guarded(label, outcome, p), text)
+    by = f"Adjusted for {tests} primary comparisons (Holm)" if tests > 1 else "By its t distribution"
+    what = "the difference" if outcome_of(found) == "includes" else "it"
+    stands = "stands" if p <= 0.05 else "does not stand"
+    of_p = f"{by}, {what} {stands} at 5%: p {_equals(p)}."
+    labels: Mapping[Outcome, str] = {"above": "gain shown", "includes": "no gain shown"}
+    return _tested(labels, fraction, _compared(arm, scratch, found, level), found, p, of_p)
 
 
 def headline(arm: str, scratch: str, gains: Sequence[Statement]) -> str:
@@ -120,17 +109,9 @@ def headline(arm: str, scratch: str, gains: Sequence[Statement]) -> str:
 
 def between(first: str, other: str, fraction: float, found: Value, p: float, level: str) -> Statement:
     """One arm against another with the same few labels; `p` guards the interval as in `gain`."""
-    outcome = outcome_of(found)
-    label = {
-        "above": "better",
-        "below": "worse",
-        "includes": "no difference shown",
-        "unknown": "not known",
-    }[outcome]
-    text = f"With {share(fraction)} of the labels, {_compared(first, other, found, level)}"
-    if not math.isnan(p):
-        text += f" By itself, p {_equals(p)}."
-    return Statement(outcome, _guarded(label, outcome, p), text)
+    labels: Mapping[Outcome, str] = {"above": "better", "includes": "no difference shown"}
+    of_p = f"By itself, p {_equals(p)}."
+    return _tested(labels, fraction, _compared(first, other, found, level), found, p, of_p)
 
 
 def to_all_labels(arm: str, scratch: str, fraction: float, found: Value, level: str) -> Statement:
@@ -157,9 +138,16 @@ def converged(arm: str, fraction: float, answer: bool | None, found: Value, boun
     return Statement("includes" if answer else "below", label, text)
 
 
-def _guarded(label: str, outcome: Outcome, p: float) -> str:
-    """The label, less sure where the interval excludes 0 and p does not."""
-    return f"{label}, but not firmly" if outcome in ("above", "below") and p > 0.05 else label
+def _tested(
+    labels: Mapping[Outcome, str], fraction: float, compared: str, found: Value, p: float, of_p: str
+) -> Statement:
+    """A difference and its p, if there is one; less sure where the interval excludes 0 and p does not."""
+    outcome = outcome_of(found)
+    label = {"below": "worse", "unknown": "not known", **labels}[outcome]
+    if outcome in ("above", "below") and p > 0.05:
+        label += ", but not firmly"
+    text = f"With {share(fraction)} of the labels, {compared}"
+    return Statement(outcome, label, text if math.isnan(p) else f"{text} {of_p}")
 
 
 def _compared(first: str, other: str, found: Value, level: str) -> str:

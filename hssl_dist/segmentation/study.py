@@ -18,7 +18,6 @@ import math
 import statistics
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from hssl_dist.config.evaluate import IntervalConfig
 from hssl_dist.segmentation.intervals import HierarchicalEstimate, hierarchical
@@ -29,7 +28,6 @@ from hssl_dist.segmentation.study_pairs import CellKey, Group, Pairing, Run, Run
 from hssl_dist.segmentation.study_power import Power, power_of
 
 ALL_LABELS = 1.0
-Outcome = Literal["above", "below", "includes", "unknown"]
 
 _NONE = HierarchicalEstimate(math.nan, math.nan, math.nan, math.nan, (0, 0, 0), math.nan, math.nan)
 """Of a difference without a pair."""
@@ -65,15 +63,6 @@ class Contrast:
     unpaired_patients: int
     p: float
     p_holm: float = math.nan
-
-    @property
-    def outcome(self) -> Outcome:
-        """Where the interval lies with respect to 0; unknown without one."""
-        if math.isnan(self.estimate.low):
-            return "unknown"
-        if self.estimate.low > 0.0:
-            return "above"
-        return "below" if self.estimate.high < 0.0 else "includes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,10 +114,6 @@ class StudyResults:
     convergence: tuple[Convergence, ...]
     verdicts: tuple[Verdict, ...]
     comparisons: int
-
-    def row(self, group: Group) -> Row | None:
-        """The row of a group, if it has one."""
-        return next((row for row in self.rows if row.group == group), None)
 
 
 def summarise_study(

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from hssl_dist.segmentation.study_cells import CaseDice, StudyCell
+from hssl_dist.segmentation.study_cells import StudyCell
 
 Run = tuple[int, int]
 """Label subset and seed."""
@@ -64,9 +64,9 @@ def key_of(cell: StudyCell) -> CellKey:
     return CellKey(cell.task, cell.fraction, cell.arm, cell.subset, cell.seed)
 
 
-def case_dice(case: CaseDice) -> float | None:
-    """Mean Dice over the classes that have one; None if no class has."""
-    known = [dice for dice in case.dice.values() if dice is not None]
+def mean_dice(by_class: Mapping[str, float | None]) -> float | None:
+    """Mean Dice of a case over the classes that have one; None if no class has."""
+    known = [dice for dice in by_class.values() if dice is not None]
     return statistics.fmean(known) if known else None
 
 
@@ -77,7 +77,7 @@ def patient_dice(cell: StudyCell) -> dict[str, float]:
     """
     cases: dict[str, list[float]] = {}
     for case in cell.cases:
-        if (dice := case_dice(case)) is not None:
+        if (dice := mean_dice(case.dice)) is not None:
             cases.setdefault(case.patient, []).append(dice)
     return {patient: statistics.fmean(cases[patient]) for patient in sorted(cases)}
 
