@@ -16,14 +16,12 @@ import shutil
 import tempfile
 import time
 import zlib
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 from hssl_dist.errors import ConfigError, StorageError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from hssl_dist.files.locks import only_one
 
 _BLOCK_BYTES = 4 << 20
 _MAX_GROWTH = 100
@@ -31,6 +29,7 @@ _MAX_GROWTH = 100
 _FREE_BYTES = 256 << 20
 """What is left free on the scratch disk."""
 _RELEASE_TIMEOUT_S = 2.0
+_LOCK = "lock"
 
 
 def decompressed(stream: IO[bytes], name: str, version: str) -> Path:
@@ -44,7 +43,7 @@ def decompressed(stream: IO[bytes], name: str, version: str) -> Path:
     if folder.is_symlink() or folder.stat().st_uid != os.getuid():
         raise ConfigError(f"{folder} belongs to another user; set TMPDIR to a folder of your own")
     path = folder / f"{hashlib.sha256(f'{name} {version}'.encode()).hexdigest()[:32]}.tar"
-    with _only_one(folder):
+    with only_one(folder / _LOCK):
         _sweep(folder)
         if not path.exists():
             _fill(path, stream, name)
@@ -52,14 +51,6 @@ def decompressed(stream: IO[bytes], name: str, version: str) -> Path:
         fcntl.flock(held, fcntl.LOCK_SH)
     atexit.register(_release, path, held)
     return path
-
-
-@contextmanager
-def _only_one(folder: Path, *, wait: bool = True) -> Iterator[None]:
-    """One process at a time works in the folder. Raises BlockingIOError if it must not `wait`."""
-    with (folder / "lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield
 
 
 def _sweep(folder: Path) -> None:
@@ -74,7 +65,7 @@ def _release(path: Path, held: IO[bytes]) -> None:
     """Remove the file unless others go on holding it."""
     deadline_s = time.monotonic() + _RELEASE_TIMEOUT_S
     while time.monotonic() < deadline_s:  # workers that were told to end may take a moment
-        with suppress(BlockingIOError), _only_one(path.parent, wait=False):
+        with suppress(BlockingIOError), only_one(path.parent / _LOCK, wait=False):
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()
             break

@@ -8,11 +8,12 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hssl_dist.errors import HsslError, TrackingError
+from hssl_dist.files.locks import only_one
 from hssl_dist.records import Lineage
 
 if TYPE_CHECKING:
@@ -41,14 +42,18 @@ _ENVIRONMENT = {
 def connect(config: TrackingConfig) -> MlflowClient:
     """A client of the tracking server and the registry at `config.uri`.
 
-    Sets the MLflow variables of the environment that the user has not set (they count only before the
-    first import of mlflow), and makes the folder of a SQLite file. Raises TrackingError.
+    Sets the MLflow variables of the environment that the user has not set (they count only before the first
+    import of mlflow), and makes the folder of a SQLite file, which one process at a time opens. Raises
+    TrackingError.
     """
     for key, value in _ENVIRONMENT.items():
         os.environ.setdefault(key, value)
-    with refusals(config, "opening the tracking store"):
+    with refusals(config, "opening the tracking store"), ExitStack() as stack:
         if config.uri.startswith(_SQLITE):
-            _sqlite_folder(config.uri).mkdir(parents=True, exist_ok=True)
+            database = _sqlite_file(config.uri)
+            database.parent.mkdir(parents=True, exist_ok=True)
+            # Two processes that find no tables would both make them, and one would fail.
+            stack.enter_context(only_one(database.with_name(f"{database.name}.lock")))
         with warnings.catch_warnings():
             # MLflow uses a SQLAlchemy option that SQLAlchemy has deprecated; not ours to mend.
             warnings.filterwarnings("ignore", message=".*loader strategy is deprecated")
@@ -65,7 +70,7 @@ def experiment_id(client: MlflowClient, config: TrackingConfig) -> str:
     if found is None:
         location = None
         if config.uri.startswith(_SQLITE):
-            location = (_sqlite_folder(config.uri) / "mlartifacts").as_uri()
+            location = (_sqlite_file(config.uri).parent / "mlartifacts").as_uri()
         try:
             return str(client.create_experiment(config.experiment, artifact_location=location))
         except MlflowException as error:
@@ -131,5 +136,5 @@ def lineage_tags(lineage: Lineage) -> dict[str, str]:
     return tags
 
 
-def _sqlite_folder(uri: str) -> Path:
-    return Path(uri.removeprefix(_SQLITE)).parent
+def _sqlite_file(uri: str) -> Path:
+    return Path(uri.removeprefix(_SQLITE))
