@@ -64,8 +64,17 @@ class ConvNorm(nn.Module):
         self.active = active
 
     def forward(self, x: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b d w v u"]:
-        x = self.norm(self.conv(x))
+        x = self.norm(self._convolved(x))
         return F.leaky_relu(x, NEGATIVE_SLOPE, inplace=True) if self.active else x
+
+    def _convolved(self, x: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b d w v u"]:
+        thin = x.shape[2] < self.conv.kernel_size[0]
+        if thin and x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+            # oneDNN's weight gradient in bfloat16 reads beyond such a volume (docs/decisions.md).
+            with torch.autocast("cpu", enabled=False):
+                convolved: Tensor = self.conv(x.float())
+                return convolved
+        return self.conv(x)  # type: ignore[no-any-return]
 
 
 class ResidualBlock(nn.Module):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from hssl_dist.config.network import NetworkConfig
 from hssl_dist.errors import CheckpointError, ConfigError
 from hssl_dist.networks.keymaps import from_nnunet, to_nnunet
-from hssl_dist.networks.unet import InstanceNorm, ResidualBlock, ResidualUNet
+from hssl_dist.networks.unet import ConvNorm, InstanceNorm, ResidualBlock, ResidualUNet
 
 SMALL = NetworkConfig(
     widths=(4, 6, 6),
@@ -114,6 +114,26 @@ def test_one_voxel_in_the_deepest_stage_is_not_lost() -> None:
     torch.testing.assert_close(
         norm(torch.tensor([1.0, -2.0]).reshape(1, 2, 1, 1, 1)).flatten(), torch.tensor([1.5, -1.5])
     )
+
+
+@pytest.mark.parametrize(("depth", "kernel"), [(2, 3), (4, 5)])
+def test_a_volume_thinner_than_the_kernel_is_convolved_in_full_precision(depth: int, kernel: int) -> None:
+    """Its gradients in bfloat16 are those of float32; one slice more, and they are bfloat16's."""
+
+    def gradients(slices: int, precision: torch.dtype) -> list[Tensor]:
+        torch.manual_seed(0)
+        layer = ConvNorm(4, 8, (kernel, 3, 3))
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+            out = layer(torch.randn(2, 4, slices, 6, 6))
+        out.float().square().sum().backward()
+        return [value.grad for value in layer.parameters() if value.grad is not None]
+
+    def alike(slices: int) -> bool:
+        pairs = zip(gradients(slices, torch.bfloat16), gradients(slices, torch.float32), strict=True)
+        return all(torch.equal(one, other) for one, other in pairs)
+
+    assert alike(depth)
+    assert not alike(kernel)
 
 
 def test_each_sample_is_treated_alone() -> None:
