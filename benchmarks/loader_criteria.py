@@ -6,6 +6,8 @@ import statistics
 from dataclasses import dataclass, replace
 from typing import Any
 
+from benchmarks.loader_s3 import ON_DISK
+
 Figures = dict[str, Any]
 
 _WARM = "warm local disk: patches/s over the best peer's"
@@ -34,7 +36,7 @@ def judge(local: list[Figures], s3: Figures, quick: bool) -> list[Criterion]:
         _against_peers(local[0], "ours, made float32", "steady", 2.0, f"{_WARM}, made float32 on the cores"),
         *_memory(local[0]),
         _against_peers(local[0], "ours", "first", 1.0, "cold local disk: patches/s over the best peer's"),
-        *_from_s3(local[0], s3),
+        *_from_s3(s3),
     ]
     if quick:
         found = [replace(criterion, passed=None) for criterion in found]
@@ -60,12 +62,16 @@ def _rates(arm: Figures, window: str) -> list[float]:
     return rates
 
 
-def _against_peers(scenario: Figures, ours: str, window: str, bound: float, name: str) -> Criterion:
+def _by_round(ours: list[float], others: list[float]) -> float:
     """The median of the rounds' ratios: what disturbs a round disturbs both sides of its ratio."""
+    return statistics.median(a / b for a, b in zip(ours, others, strict=True))
+
+
+def _against_peers(scenario: Figures, ours: str, window: str, bound: float, name: str) -> Criterion:
     arms = {arm["arm"]: _rates(arm, window) for arm in scenario["arms"]}
     peers = {arm: rates for arm, rates in arms.items() if not arm.startswith("ours")}
     best = max(peers, key=lambda peer: statistics.median(peers[peer]))
-    ratio = statistics.median(a / b for a, b in zip(arms[ours], peers[best], strict=True))
+    ratio = _by_round(arms[ours], peers[best])
     return _criterion(name, ratio, bound, at_least=True, note=f"{best}; {scenario['scenario']}")
 
 
@@ -81,19 +87,16 @@ def _memory(scenario: Figures) -> list[Criterion]:
     ]
 
 
-def _from_s3(scenario: Figures, s3: Figures) -> list[Criterion]:
+def _from_s3(s3: Figures) -> list[Criterion]:
     arms = {arm["arm"]: arm for arm in s3["arms"]}
-    ours, zarr = arms["ours"], arms["zarr-python"]
-    local = next(arm for arm in scenario["arms"] if arm["arm"] == "ours")
+    ours, zarr, on_disk = arms["ours"], arms["zarr-python"], arms[ON_DISK]
     gets = ours["first"]["gets_per_patch"] / zarr["first"]["gets_per_patch"]
-    ratios = (a / b for a, b in zip(_rates(ours, "first"), _rates(zarr, "first"), strict=True))
-    again = ours["steady"]["patches_per_s"]["median"] / local["steady"]["patches_per_s"]["median"]
+    ratio = _by_round(_rates(ours, "first"), _rates(zarr, "first"))
+    again = _by_round(_rates(ours, "steady"), _rates(on_disk, "steady"))
     sent = ours["steady"]["served"]["bytes_sent"]
     return [
         _criterion("S3, first epoch: GETs per patch over zarr-python's", gets, 0.2),
-        _criterion(
-            "S3, first epoch: patches/s over zarr-python's", statistics.median(ratios), 3.0, at_least=True
-        ),
+        _criterion("S3, first epoch: patches/s over zarr-python's", ratio, 3.0, at_least=True),
         _criterion("S3, second epoch: patches/s over local disk's", again, 0.9, at_least=True),
         _criterion("S3, second epoch: bytes from S3", sent, 0),
     ]

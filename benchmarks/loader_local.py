@@ -116,7 +116,7 @@ def _measure(scenario: Scenario, prepared: Prepared, plan: Plan, console: Consol
     expected = reference_digests(prepared, draws)
     outcomes: dict[str, list[Figures]] = {arm: [] for arm in scenario.arms}
     for number in range(plan.rounds):
-        for arm in _turned(scenario.arms, number):
+        for arm in turned(scenario.arms, number):
             console.say(f"{scenario.name}: round {number + 1} of {plan.rounds}, {arm}")
             shutil.rmtree(Path(prepared.folder, "cache"), ignore_errors=True)
             drop_from_page_cache(Path(prepared.folder))
@@ -138,7 +138,7 @@ def _measure(scenario: Scenario, prepared: Prepared, plan: Plan, console: Consol
     }
 
 
-def _turned(arms: tuple[str, ...], number: int) -> tuple[str, ...]:
+def turned(arms: tuple[str, ...], number: int) -> tuple[str, ...]:
     """Another order each round, so that no arm always follows the same one."""
     shift = number * len(arms) // 3
     return arms[shift:] + arms[:shift]
