@@ -23,6 +23,9 @@ Triple = tuple[float, float, float]
 Shape = tuple[int, int, int]
 SplitName = Literal["train", "test"]
 
+TISSUE = "any"
+"""Name of all tissue where the others are class values."""
+
 
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys and no spaces: equal values give equal text, so it can be hashed."""
@@ -164,8 +167,8 @@ class CaseRecord(Record):
     """The commit record of one case: it exists when this does.
 
     `key` identifies the input: hash of the source files' hashes and of the recipe. `foreground` maps a class
-    value (as text; `any` for tissue of unlabelled volumes) to at most a few dozen voxels `(z, y, x)` of it,
-    for foreground-biased sampling; `voxels` counts the voxels of each class. `fingerprints` identify each
+    value (as text; `any` is all tissue, told without a label) to at most a few dozen voxels `(z, y, x)` of
+    it, for foreground-biased sampling; `voxels` counts the voxels of each class. `fingerprints` identify each
     channel's source voxels: two cases with one in common show the same scan, whatever their names.
     """
 

@@ -38,7 +38,7 @@ class SamplingConfig(Part):
     block_size: PositiveInt = 16
     """Consecutive samples of a global batch that come from one task, for hard negatives."""
     foreground: Fraction = 0.5
-    """Share of regions centred on tissue or on an annotated structure."""
+    """Share of regions around tissue; labels are not looked at."""
     exclude_test: SplitConfig | None = None
     """Leave the labelled test patients of this split out of pretraining, and whatever case of these datasets
     shows one of their scans; without it every image is used."""

@@ -13,15 +13,12 @@ from hssl_dist.imaging.recipe import CaseSurvey, ChannelSurvey
 from hssl_dist.imaging.sample import SAMPLE_VOXELS
 from hssl_dist.imaging.slabs import slabs
 from hssl_dist.imaging.tissue import above, find_tissue, foreground_kind
-from hssl_dist.records import Scaling, Shape, Volume
+from hssl_dist.records import TISSUE, Scaling, Shape, Volume
 
 QUANTILES = 256
 SAMPLES_PER_CLASS = 32
 _FEW_CLASSES = 8
 """So many are counted faster one by one."""
-
-ANY = "any"
-"""Key of all tissue, whatever its class."""
 
 
 def survey_case(case_id: str, volume: Volume) -> CaseSurvey:
@@ -89,10 +86,10 @@ def foreground_samples(volume: Volume, seed: int) -> tuple[dict[str, tuple[Shape
     channel = volume.image[0]
     threshold = find_tissue(channel, volume.scaling, volume.modalities[0]).threshold
     counts = _counts_above(channel, volume.scaling, threshold)
-    foreground[ANY] = _pick(
+    foreground[TISSUE] = _pick(
         channel.shape, counts, lambda slab: above(channel[slab], volume.scaling, threshold), (seed, 0)
     )
-    voxels[ANY] = int(counts.sum())
+    voxels[TISSUE] = int(counts.sum())
     return foreground, voxels
 
 

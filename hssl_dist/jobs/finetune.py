@@ -42,7 +42,7 @@ from hssl_dist.sampling.splits import (
     nested_sizes,
     split_manifest,
 )
-from hssl_dist.sampling.supervised import SupervisedLoader
+from hssl_dist.sampling.supervised import DRAWS_VERSION, SupervisedLoader
 from hssl_dist.segmentation import DiceMeans, dice_means
 from hssl_dist.store import open_reader, read_manifest
 from hssl_dist.tracking import Run, Version, start_run
@@ -138,7 +138,8 @@ def _trajectory(
     if config.split.file is not None:
         part["split"]["file"] = content_hash(asdict(patients.split))  # what it says, wherever it lies
     part |= {"model": start.parent_model or config.model, "model_card": start.parent_card}
-    return part | {"network": start.settings.model_dump(mode="json"), "manifest": manifest.sha256}
+    known = {"network": start.settings.model_dump(mode="json"), "manifest": manifest.sha256}
+    return part | known | {"draws": DRAWS_VERSION}
 
 
 def _saving(

@@ -14,7 +14,7 @@ from hssl_dist.errors import CheckpointError
 from hssl_dist.networks.pretraining import pool
 from hssl_dist.networks.unet import ResidualEncoder
 from hssl_dist.networks.weights import load_model, load_state, network_config
-from hssl_dist.records import CaseRecord, Region, Shape
+from hssl_dist.records import TISSUE, CaseRecord, Region, Shape
 from hssl_dist.report.study import EmbeddingMap
 from hssl_dist.store import open_reader, read_manifests
 from hssl_dist.tracking import fetch_model
@@ -103,10 +103,10 @@ def embed(
 
 
 def central_region(record: CaseRecord, patch_size: Shape) -> Region:
-    """The box around the median of the recorded foreground voxels, or of the volume without any; it stays
-    inside the volume on each axis that is long enough and is centred on the others.
+    """The box around the median of the recorded tissue, or of the volume without any; it stays inside the
+    volume on each axis that is long enough and is centred on the others.
     """
-    voxels = [voxel for of_class in record.foreground.values() for voxel in of_class]
+    voxels = record.foreground.get(TISSUE)
     centre = np.median(voxels, axis=0) if voxels else np.array(record.shape) / 2.0
     start = []
     for place, size, side in zip(centre.tolist(), patch_size, record.shape, strict=True):

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from hssl_dist.records import CaseRecord, Shape
+from hssl_dist.records import TISSUE, CaseRecord, Shape
 
 _JITTER = 0.25  # of the box: how far off its centre a foreground voxel may be
 
 
-def draw_start(record: CaseRecord, shape: Shape, foreground: float, rng: np.random.Generator) -> Shape:
+def annotated(record: CaseRecord) -> list[str]:
+    """The annotated classes of a case, as its record names them; tissue is none."""
+    return sorted(set(record.foreground) - {TISSUE})
+
+
+def draw_start(
+    record: CaseRecord, shape: Shape, foreground: float, names: Sequence[str], rng: np.random.Generator
+) -> Shape:
     """First voxel `z y x` of a random box of the given shape.
 
-    With probability `foreground` the box lies around a recorded foreground voxel of a class drawn evenly from
+    With probability `foreground` the box lies around a recorded voxel of one of `names`, drawn evenly from
     those the case has; otherwise anywhere. A box stays inside the volume on each axis that is long enough,
     and is centred on the others.
     """
-    classes = sorted(name for name, voxels in record.foreground.items() if voxels)
+    classes = [name for name in names if record.foreground.get(name)]
     free = [side - size for side, size in zip(record.shape, shape, strict=True)]
     last = [max(0, room) for room in free]
     if classes and rng.random() < foreground:

@@ -15,10 +15,13 @@ from jaxtyping import Bool, Int32
 from hssl_dist.augment.seeds import sample_seed, stream
 from hssl_dist.config.pretrain import SamplingConfig
 from hssl_dist.errors import ConfigError
-from hssl_dist.records import CaseRecord, Manifest, Region, Shape
+from hssl_dist.records import TISSUE, CaseRecord, Manifest, Region, Shape
 from hssl_dist.sampling.placement import draw_start
 from hssl_dist.sampling.splits import without_test
 from hssl_dist.store import CaseColumns, Names, case_columns
+
+DRAWS_VERSION = 2
+"""Of the way from (seed, step, index) to a region; 1 placed regions around annotated structures too."""
 
 _STEPS = 16  # whose tasks are kept: a step's samples are drawn one after the other
 
@@ -40,6 +43,9 @@ class Schedule:
     `block_size` of them (one block if the batch is smaller), and each block comes from one task. The blocks
     of a step divide the tasks' probabilities among them evenly (systematic sampling), so a batch is as close
     to those as its number of blocks allows, and each block on its own follows them over the steps.
+
+    Regions lie around tissue, never around what somebody has annotated: pretraining sees no label, and that
+    of a patient that fine-tuning may not use least of all.
 
     It holds numbers alone, a few bytes per case: a draw costs the same for any number of cases, and parses
     the record that it draws.
@@ -84,7 +90,7 @@ class Schedule:
             dataset=record.dataset,
             case=record.id,
             channel=int(rng.integers(len(record.modalities))),
-            start=draw_start(record, self.region_shape, self.config.foreground, rng),
+            start=draw_start(record, self.region_shape, self.config.foreground, (TISSUE,), rng),
             shape=self.region_shape,
         )
         return Draw(region, record, task, self._group_numbers[record.group])

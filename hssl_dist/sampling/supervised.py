@@ -16,11 +16,14 @@ from hssl_dist.augment.seeds import sample_seed, stream
 from hssl_dist.errors import ConfigError, HsslError
 from hssl_dist.records import CaseRecord, Region, Shape
 from hssl_dist.sampling.loader import naming_cases, unreadable
-from hssl_dist.sampling.placement import draw_start
+from hssl_dist.sampling.placement import annotated, draw_start
 from hssl_dist.sampling.prefetch import read_ahead
 
 if TYPE_CHECKING:
     from hssl_dist.store import Reader
+
+DRAWS_VERSION = 2
+"""Of the way from (seed, step, index) to a patch; 1 took tissue for one more class."""
 
 _LABELS_AT_ONCE = 8
 
@@ -93,7 +96,7 @@ class SupervisedLoader:
         rng = stream(seed, "patch")
         cases = self._patients[rng.integers(len(self._patients))]
         record = self._records[cases[rng.integers(len(cases))]]
-        start = draw_start(record, self._patch_size, self._foreground, rng)
+        start = draw_start(record, self._patch_size, self._foreground, annotated(record), rng)
         return record, [
             Region(record.dataset, record.id, channel, start, self._patch_size)
             for channel in range(len(record.modalities))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hssl_dist import files
 from hssl_dist.errors import ConfigError
 from hssl_dist.records import content_hash
+from hssl_dist.sampling.schedule import DRAWS_VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
     from hssl_dist.config.pretrain import PretrainConfig
     from hssl_dist.records import Manifest
 
-_DEFINING = {"seed", "global_batch", "sampling", "views", "network", "objective", "encoder", "decoder"}
+_DEFINING = {
+    "seed", "global_batch", "precision", "sampling", "views", "network", "objective", "encoder", "decoder",
+}  # fmt: skip
 _READING_AHEAD = {"prefetch_batches", "prefetch_bytes"}
 
 
@@ -25,6 +28,7 @@ def trajectory(config: PretrainConfig, manifests: Mapping[str, Manifest]) -> dic
     """The part of the config, and the hashes of the manifests, that determine every weight; plain JSON."""
     part: dict[str, Any] = config.model_dump(mode="json", include=_DEFINING)
     part["sampling"] = {key: value for key, value in part["sampling"].items() if key not in _READING_AHEAD}
+    part["draws"] = DRAWS_VERSION
     excluded = config.sampling.exclude_test
     if excluded is not None and excluded.file is not None:
         # What the file says, wherever it lies.

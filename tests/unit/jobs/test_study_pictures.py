@@ -133,9 +133,10 @@ def test_a_map_has_every_case_and_is_the_same_again(tmp_path: Path) -> None:
 
 
 def test_a_region_lies_around_the_median_voxel_and_inside_the_volume() -> None:
-    around = record(foreground={"1": ((4, 10, 9), (5, 12, 9), (6, 11, 9))})  # of 10 x 20 x 20 voxels
+    tissue = ((4, 10, 9), (5, 12, 9), (6, 11, 9))  # of 10 x 20 x 20 voxels
+    around = record(foreground={"any": tissue, "1": ((0, 0, 0),) * 4})
     assert central_region(around, (4, 8, 8)).start == (3, 7, 5)
-    corner = record(foreground={"1": ((0, 19, 19),)})
+    corner = record(foreground={"any": ((0, 19, 19),)})
     assert central_region(corner, (4, 8, 8)).start == (0, 12, 12)
     assert central_region(record(), (12, 8, 8)).start == (-1, 6, 6)
 

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 from hssl_dist.augment.seeds import stream
-from hssl_dist.sampling.placement import draw_start
+from hssl_dist.sampling.placement import annotated, draw_start
 
 
 def starts(record, shape, foreground, count=400):
-    return np.array([draw_start(record, shape, foreground, stream(n, "test")) for n in range(count)])
+    names = sorted(record.foreground)
+    return np.array([draw_start(record, shape, foreground, names, stream(n, "test")) for n in range(count)])
 
 
 def test_boxes_reach_every_place_and_stay_inside(record):
@@ -50,3 +51,13 @@ def test_foreground_is_used_as_often_as_asked(record):
     near = starts(case, (8, 8, 8), 0.3, 1000)[:, 2] > 385
 
     assert abs(near.mean() - 0.3 - 0.7 * 7 / 393) < 0.05
+
+
+def test_boxes_lie_around_what_is_named_alone(record):
+    voxels = {"1": ((0, 0, 0),), "any": ((39, 59, 59),)}
+    case = record(shape=(40, 60, 60), foreground=voxels)
+
+    assert annotated(case) == ["1"]
+    for names, start in ((["1"], (0, 0, 0)), (["any"], (32, 44, 44))):
+        drawn = [draw_start(case, (8, 16, 16), 1.0, names, stream(n, "test")) for n in range(50)]
+        assert set(drawn) == {start}

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from hssl_dist.config.parts import SplitConfig
 from hssl_dist.config.pretrain import PretrainConfig, SamplingConfig
-from hssl_dist.training.trajectory import trajectory_hash
+from hssl_dist.errors import ConfigError
+from hssl_dist.sampling.schedule import DRAWS_VERSION
+from hssl_dist.training.trajectory import check_same, trajectory, trajectory_hash
 
 
 def test_a_split_file_counts_by_its_content(tmp_path: Path) -> None:
@@ -23,3 +27,13 @@ def test_a_split_file_counts_by_its_content(tmp_path: Path) -> None:
 def test_a_split_without_a_file_has_the_hash_it_always_had() -> None:
     plain = PretrainConfig(sampling=SamplingConfig(exclude_test=SplitConfig(test=0.3)))
     assert trajectory_hash(plain, {}) == trajectory_hash(plain.model_copy(update={"name": "other"}), {})
+
+
+def test_precision_and_the_way_regions_are_drawn_tell_runs_apart() -> None:
+    one = trajectory(PretrainConfig(), {})
+    other = trajectory(PretrainConfig(precision="bfloat16"), {})
+    assert one["draws"] == other["draws"] == DRAWS_VERSION
+    with pytest.raises(ConfigError, match="precision = float32, it is now bfloat16"):
+        check_same("run", one, other)
+    with pytest.raises(ConfigError, match="draws = nothing, it is now"):
+        check_same("run", {key: value for key, value in one.items() if key != "draws"}, one)
