@@ -132,14 +132,13 @@ def _percentile(value: float, draws: Numbers, units: int, settings: IntervalConf
 
 @dataclass(frozen=True, slots=True)
 class HierarchicalEstimate:
-    """Mean difference, its interval, the share of resamples at or below 0, the size of each level, the
-    degrees of freedom behind the interval, and the resamples' standard deviation.
+    """Mean difference, its interval, the size of each level, and what the interval is made of: the degrees of
+    freedom and the resamples' standard deviation.
     """
 
     value: float
     low: float
     high: float
-    share_not_above_zero: float
     sizes: tuple[int, ...]
     degrees_of_freedom: float
     standard_error: float
@@ -154,22 +153,18 @@ def hierarchical(
     levels' draws says: the pigeonhole bootstrap for crossed factors (Owen, Annals of Applied Statistics
     1(2), 2007), whose variance is never too small but counts what levels have together several times over. Of
     n units n - 1 are drawn, which makes the variance of a mean right for small n (McCarthy and Snowden,
-    Vital and Health Statistics 2(95), 1985); tails are those of a t distribution with Satterthwaite's degrees
-    of freedom over the levels' own variances. Entries may be missing; a level of one unit cannot vary, and
-    the interval then says nothing about it.
+    Vital and Health Statistics 2(95), 1985). The interval is the mean and so many of the resamples' standard
+    deviations to both sides as a t distribution with Satterthwaite's degrees of freedom over the levels' own
+    variances has: quantiles of the resamples cannot reach beyond both of two seeds. Entries may be missing; a
+    level of one unit cannot vary, and the interval then says nothing about it.
     """
     table = dense(differences)
-    draws = _pigeonhole(table, settings)
-    value = float(np.nanmean(table))
-    known = draws[~np.isnan(draws)]
-    freedom = _satterthwaite(table)
-    share = float((known <= 0.0).mean()) if len(known) else math.nan
+    value, freedom = float(np.nanmean(table)), _satterthwaite(table)
     if math.isnan(freedom):
-        return HierarchicalEstimate(value, math.nan, math.nan, share, table.shape, freedom, math.nan)
-    tail = float(ndtr(-stdtrit(freedom, (1.0 + settings.confidence) / 2.0)))
-    low, high = np.quantile(known, (tail, 1.0 - tail))
-    error = float(known.std())
-    return HierarchicalEstimate(value, float(low), float(high), share, table.shape, freedom, error)
+        return HierarchicalEstimate(value, math.nan, math.nan, table.shape, freedom, math.nan)
+    error = float(np.nanstd(_pigeonhole(table, settings)))
+    half = float(stdtrit(freedom, (1.0 + settings.confidence) / 2.0)) * error
+    return HierarchicalEstimate(value, value - half, value + half, table.shape, freedom, error)
 
 
 def dense(differences: Mapping[tuple[str, ...], float]) -> Numbers:

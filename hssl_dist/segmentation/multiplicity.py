@@ -12,10 +12,8 @@ from hssl_dist.segmentation.intervals import HierarchicalEstimate
 
 def two_sided_p(estimate: HierarchicalEstimate) -> float:
     """Two-sided p of the difference being 0: of value over bootstrap standard error, by the t distribution
-    with the interval's degrees of freedom. NaN where there is no interval.
-
-    It goes with the interval, but is not bound by what resamples can reach: of two seeds that differ, none
-    lies beyond both, and p may be above 1 - confidence though the interval excludes 0.
+    with the interval's degrees of freedom, so it is below 1 - confidence where the interval excludes 0. NaN
+    where there is no interval.
     """
     if math.isnan(estimate.standard_error):
         return math.nan

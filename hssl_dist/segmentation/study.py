@@ -29,7 +29,7 @@ from hssl_dist.segmentation.study_power import Power, power_of
 
 ALL_LABELS = 1.0
 
-_NONE = HierarchicalEstimate(math.nan, math.nan, math.nan, math.nan, (0, 0, 0), math.nan, math.nan)
+_NONE = HierarchicalEstimate(math.nan, math.nan, math.nan, (0, 0, 0), math.nan, math.nan)
 """Of a difference without a pair."""
 
 

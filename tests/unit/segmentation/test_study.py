@@ -252,21 +252,19 @@ def test_holm_by_hand() -> None:
 
 def test_p_goes_with_the_interval() -> None:
     rng = np.random.default_rng(0)
-    agree = 0
     for _ in range(100):
         values = rng.normal(0.4, 1.0, (6, 4, 12)) + rng.normal(scale=0.5, size=(6, 1, 1))
         table = {tuple(map(str, place)): float(value) for place, value in np.ndenumerate(values)}
         found = hierarchical(table, FEW)
-        agree += (two_sided_p(found) < 0.05) == (found.low > 0.0 or found.high < 0.0)
-    assert agree >= 95
+        assert (two_sided_p(found) < 0.05) == (found.low > 0.0 or found.high < 0.0)
     assert math.isnan(two_sided_p(hierarchical({("a",): 1.0}, FEW)))
     assert two_sided_p(hierarchical({("a",): 1.0, ("b",): 1.0}, FEW)) == 0.0
     assert two_sided_p(hierarchical({("a",): 0.0, ("b",): 0.0}, FEW)) == 1.0
 
 
-def test_of_two_seeds_that_differ_p_is_right_where_the_interval_is_too_narrow() -> None:
+def test_two_seeds_that_differ_do_not_make_a_gain() -> None:
     rng = np.random.default_rng(0)
-    studies, by_interval, by_p = 200, 0, 0
+    studies, shown = 200, 0
     for _ in range(studies):
         values = (
             rng.normal(scale=0.5, size=(5, 1, 1))
@@ -276,10 +274,8 @@ def test_of_two_seeds_that_differ_p_is_right_where_the_interval_is_too_narrow() 
         )
         table = {tuple(map(str, place)): float(value) for place, value in np.ndenumerate(values)}
         found = hierarchical(table, FEW)
-        by_interval += found.low > 0.0 or found.high < 0.0
-        by_p += two_sided_p(found) < 0.05
-    assert by_interval / studies > 0.1  # the interval cannot reach beyond both seeds
-    assert by_p / studies <= 0.1  # 0.05, give or take three standard errors
+        shown += found.low > 0.0 or found.high < 0.0
+    assert shown / studies <= 0.1  # 0.05, give or take three standard errors
 
 
 def test_all_tests_are_in_one_family_and_the_primary_ones_in_their_own() -> None:
