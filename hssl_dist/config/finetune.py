@@ -59,8 +59,9 @@ class AugmentationConfig(ViewConfig):
     """Probability of rotation, scaling, contrast, brightness, gamma and noise, each."""
     rotation_rad: NonNegativeFloat = 0.5
     """Largest rotation about the z axis; a quarter of it about the others."""
-    flip_axes: tuple[bool, bool, bool] = (True, True, True)
-    """Axes z y x that may be flipped, each with probability `flip`."""
+    flip_axes: tuple[bool, bool, bool] = (False, False, False)
+    """Axes z y x that may be flipped, each with probability `flip`. Stored volumes have one orientation, and
+    few organs look like their mirror image: with few labels, flips cost points (docs/decisions.md)."""
     scale: NonNegativeFloat = 0.35
     """Largest relative change of size."""
     noise: NonNegativeFloat = 0.3

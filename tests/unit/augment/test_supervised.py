@@ -7,7 +7,7 @@ from hssl_dist.augment import augment_labelled, sample_seed
 from hssl_dist.config.finetune import AugmentationConfig
 
 SIZE = (8, 24, 24)
-augment = partial(augment_labelled, config=AugmentationConfig())
+augment = partial(augment_labelled, config=AugmentationConfig(flip_axes=(True, True, True)))
 
 
 def smooth(count, channels=1):
