@@ -12,7 +12,7 @@ The committed record and the tables of docs/data.md are made by
     python -m benchmarks.loader --json > benchmarks/results/loader.json
     python -m benchmarks.loader_table
 
-A full run takes twelve minutes on two quiet cores, 3 GB of disk below TMPDIR and up to 8 GB of memory;
+A full run takes 17 minutes on two quiet cores, 3 GB of disk below TMPDIR and up to 8 GB of memory;
 --quick stays under a minute. `benchmarks.loader_peers` says how the peers are set up.
 """
 
