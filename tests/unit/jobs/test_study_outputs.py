@@ -59,7 +59,7 @@ def _full_context() -> StudyContext:
 
 @cache
 def _cells() -> list[StudyCell]:
-    return [one for one in simulated({"multi": 0.03, "single": 0.01}) if key_of(one) != GONE]
+    return [one for one in simulated({"multi": 0.06, "single": 0.01}) if key_of(one) != GONE]
 
 
 @cache
