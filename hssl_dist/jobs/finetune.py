@@ -138,8 +138,11 @@ def _trajectory(
     if config.split.file is not None:
         part["split"]["file"] = content_hash(asdict(patients.split))  # what it says, wherever it lies
     part |= {"model": start.parent_model or config.model, "model_card": start.parent_card}
-    known = {"network": start.settings.model_dump(mode="json"), "manifest": manifest.sha256}
-    return part | known | {"draws": DRAWS_VERSION}
+    return part | {
+        "network": start.settings.model_dump(mode="json"),
+        "manifest": manifest.sha256,
+        "draws": DRAWS_VERSION,
+    }
 
 
 def _saving(
