@@ -33,6 +33,7 @@ from hssl_dist.sampling.splits import label_subset, labelled_cases, split_manife
 from hssl_dist.sampling.supervised import SupervisedLoader
 from hssl_dist.store import open_reader, read_manifest
 from hssl_dist.training.optimiser import Optimiser
+from hssl_dist.training.precision import autocast, resolved
 
 CONFIGS = ("configs/finetune/real-hippocampus.yaml", "configs/finetune/real-acdc.yaml")
 PIECES = ("read", "augment", "forward", "loss", "loss backward", "backward", "clip", "optimiser")
@@ -82,7 +83,7 @@ def profile(path: str, store: str, steps: int, extra: Sequence[str] = ()) -> dic
     network_ms = sum(medians[name] for name in NETWORK)
     return {
         "config": path,
-        "precision": settings.precision,
+        "precision": resolved(settings.precision, torch.device("cpu")),
         "milliseconds": {name: round(value, 2) for name, value in medians.items()},
         "step": round(whole, 1),
         "waste": round(1.0 - network_ms / whole, 4),
@@ -103,8 +104,7 @@ def _step(
     with clock.piece("augment"):
         image, label = augment_labelled(batch.image, batch.label, batch.seeds, settings.augmentation)
     optimiser.zero_grad()
-    lower = settings.precision == "bfloat16"
-    with clock.piece("forward"), torch.autocast("cpu", torch.bfloat16, enabled=lower):
+    with clock.piece("forward"), autocast(settings.precision, torch.device("cpu")):
         outputs = network(image)
     scales = [outputs] if isinstance(outputs, torch.Tensor) else outputs
     leaves = [scale.detach().requires_grad_() for scale in scales]

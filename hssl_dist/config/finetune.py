@@ -107,7 +107,8 @@ class SupervisedConfig(Part):
     ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
     """Validate and keep an exponential moving average of the weights, of this decay; off if not given."""
     precision: Precision = "float32"
-    """Of the network's forward pass; weights, loss and optimiser stay in float32."""
+    """Of the network's forward pass; weights, loss and optimiser stay in float32. `auto`: bfloat16 on
+    hardware that is faster with it, else float32."""
     validate_every: PositiveInt = 200
     """Steps between validations; the last step is always validated."""
     validation_overlap: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5

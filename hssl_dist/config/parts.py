@@ -126,4 +126,4 @@ class SplitConfig(Part):
 
 
 Runner = Literal["ray", "inline"]
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["auto", "float32", "bfloat16"]

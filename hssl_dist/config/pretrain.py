@@ -164,7 +164,8 @@ class LearningConfig(Part):
     """Regions a worker puts through the network at once; all of its share if not given. Only memory and time
     depend on it: negatives and gradients are those of the global batch."""
     precision: Precision = "float32"
-    """Of encoder and decoder; weights, heads, losses and optimiser stay in float32."""
+    """Of encoder and decoder; weights, heads, losses and optimiser stay in float32. `auto`: bfloat16 on
+    hardware that is faster with it, else float32."""
     log_every_steps: PositiveInt = 10
     """Steps between logged metrics."""
     sampling: SamplingConfig = SamplingConfig()

@@ -47,6 +47,7 @@ from hssl_dist.segmentation import DiceMeans, dice_means
 from hssl_dist.store import open_reader, read_manifest
 from hssl_dist.tracking import Run, Version, start_run
 from hssl_dist.training.checkpoint import CheckpointStore
+from hssl_dist.training.precision import resolved
 from hssl_dist.training.supervised import Saving, SupervisedResult, run_supervised
 from hssl_dist.training.trajectory import check_same
 from hssl_dist.training.validation import score_cases
@@ -118,7 +119,7 @@ def _run_here(config: FinetuneConfig, console: Console, should_stop: Callable[[]
             tracked.log_json("transfer.json", {**asdict(start.report), "parts": start.report.parts})
         result = _train(config, manifest, patients, start, device, tracked, console, saving)
         _log_result(tracked, result)
-        card = _card(config, manifest, patients, start, result, origin, tracked.id)
+        card = _card(config, manifest, patients, start, result, origin, tracked.id, device)
         url = files.join(place, "model")
         name = config.register_as or f"hssl-{config.dataset}"
         version = publish(config.tracking, url, result.state, card, name, tracked.id, config.alias)
@@ -300,6 +301,7 @@ def _card(
     result: SupervisedResult,
     origin: Lineage,
     run_id: str,
+    device: torch.device,
 ) -> ModelCard:
     classes = manifest.header.classes
     metrics = {}
@@ -322,6 +324,7 @@ def _card(
             "run_id": run_id,
             "seed": config.seed,
             "best_step": result.step,
+            "precision": resolved(config.training.precision, device),
         },
     )
 

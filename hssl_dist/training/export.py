@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from hssl_dist import files
 from hssl_dist.networks.weights import CARD_NAME, WEIGHTS_NAME, ModelCard, save_model
+from hssl_dist.training.precision import resolved
 
 if TYPE_CHECKING:
     from hssl_dist.config.pretrain import PretrainConfig
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 def save_pretrained(url: str, result: PretrainingResult, config: PretrainConfig, lineage: Lineage) -> None:
     """Write the network to a model folder at a local path or URL; a reader finds all of it or no card."""
+    device = next(result.network.parameters()).device
     card = ModelCard(
         kind="pretrained",
         network=config.network.model_dump(mode="json"),
@@ -25,7 +27,7 @@ def save_pretrained(url: str, result: PretrainingResult, config: PretrainConfig,
         groups=result.groups,
         metrics=result.metrics,
         lineage=lineage,
-        extra={"trajectory": result.trajectory},
+        extra={"trajectory": result.trajectory, "precision": resolved(config.precision, device)},
     )
     with tempfile.TemporaryDirectory(prefix="hssl-model-") as folder:
         save_model(Path(folder), result.network.state_dict(), card)

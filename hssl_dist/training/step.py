@@ -28,6 +28,7 @@ from hssl_dist.errors import TrainingError
 from hssl_dist.training.decoder_terms import DECODER
 from hssl_dist.training.encoder_terms import ENCODER
 from hssl_dist.training.health import finite_samples
+from hssl_dist.training.precision import autocast
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -133,8 +134,7 @@ class _Look:
 def _look(stage: Stage, part: Samples, module: nn.Module, config: PretrainConfig) -> _Look:
     weight = next(module.parameters())
     prepared = _STAGES[stage].prepare(part.on(weight.device), config)
-    lower = config.precision == "bfloat16"
-    with torch.autocast(weight.device.type, torch.bfloat16, enabled=lower):
+    with autocast(config.precision, weight.device):
         output = module(prepared.images.to(weight.dtype), stage)
     return _Look(prepared, output, _STAGES[stage].kept(output, prepared, config))
 

@@ -27,6 +27,7 @@ from hssl_dist.training.averaging import WeightAverage
 from hssl_dist.training.best import Best
 from hssl_dist.training.checkpoint import Checkpoint, CheckpointStore
 from hssl_dist.training.optimiser import Optimiser, learning_rate_at
+from hssl_dist.training.precision import autocast
 from hssl_dist.training.trajectory import check_same
 
 History = list[tuple[int, dict[str, float]]]
@@ -205,9 +206,7 @@ class _Training:
             self.best.offer(self.step, means, self.validated)
 
     def _autocast(self) -> torch.autocast:
-        """The precision of the network's forward pass."""
-        lower = self.config.precision == "bfloat16"
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=lower)
+        return autocast(self.config.precision, self.device)
 
     # -------------------------------------------------------------------------------------------- saved state
 

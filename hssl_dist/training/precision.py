@@ -1,0 +1,45 @@
+"""The precision of a network's forward pass: as the config says, or as suits the hardware."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from hssl_dist.config.parts import Precision
+
+
+def resolved(precision: Precision, device: torch.device) -> Literal["float32", "bfloat16"]:
+    """What `auto` comes to on a device; any other precision as it is.
+
+    bfloat16 where it was measured to be faster (docs/decisions.md): on GPUs with bfloat16 units, on CPUs with
+    AMX tiles, and on AMD's with AVX-512 BF16. Elsewhere float32: processors without such instructions
+    emulate bfloat16, twenty times slower.
+    """
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        faster = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        faster = device.type == "cpu" and _suits(_capabilities())
+    return "bfloat16" if faster else "float32"
+
+
+def autocast(precision: Precision, device: torch.device) -> torch.autocast:
+    """The context of a forward pass on a device in the config's precision."""
+    lower = resolved(precision, device) == "bfloat16"
+    return torch.autocast(device.type, torch.bfloat16, enabled=lower)
+
+
+def _capabilities() -> Mapping[str, Any]:
+    """What torch knows of the CPU; nothing before it could tell."""
+    known: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return known
+
+
+def _suits(cpu: Mapping[str, Any]) -> bool:
+    avx512 = bool(cpu.get("avx512_bf16")) and "AMD" in str(cpu.get("cpu_name"))
+    return bool(cpu.get("amx_bf16")) or avx512
