@@ -26,11 +26,11 @@ from hssl_dist.config.loading import load_config
 from hssl_dist.jobs.starting import starting_point
 from hssl_dist.sampling.splits import label_subset, labelled_cases, split_manifest
 from hssl_dist.sampling.supervised import SupervisedLoader
-from hssl_dist.segmentation import DiceMeans, dice_means
+from hssl_dist.segmentation import DiceMeans
 from hssl_dist.store import open_reader, read_manifest
 from hssl_dist.training.averaging import WeightAverage
 from hssl_dist.training.supervised import run_supervised
-from hssl_dist.training.validation import score_cases
+from hssl_dist.training.validation import Validation
 
 CPU = torch.device("cpu")
 
@@ -62,20 +62,17 @@ def measure(config: FinetuneConfig, fraction: float, seed: int, decays: Sequence
     split = split_manifest(manifest, config.split)
     labels = LabelsConfig(fraction=fraction, seed=seed)
     training = labelled_cases(manifest, label_subset(split.train, labels))
-    validation = labelled_cases(manifest, split.validation)
     network = starting_point(config, manifest.header).network
     settings, classes = config.training, manifest.header.classes
     observer = Averages(network, {decay: WeightAverage(network, decay) for decay in decays})
 
-    def dice(candidate: nn.Module) -> DiceMeans:
-        overlap = settings.validation_overlap
-        scored = score_cases(candidate, validation, reader, classes, settings.patch_size, overlap, CPU)
-        return dice_means(scores for _, scores in scored)
+    scored = labelled_cases(manifest, split.validation)
+    validation = Validation(scored, reader, classes, settings.patch_size, settings.validation_overlap, CPU)
 
     def validate(trained: nn.Module) -> DiceMeans:
         observer.on_step(observer.step + 1)
-        means = dice(trained)
-        averaged = {str(decay): dice(a.network).overall for decay, a in observer.averages.items()}
+        means = validation.means(trained)
+        averaged = {str(decay): validation.means(a.network).overall for decay, a in observer.averages.items()}
         observer.scores.append({"0": means.overall, **averaged})
         return means
 

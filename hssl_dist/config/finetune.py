@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -113,6 +113,9 @@ class SupervisedConfig(Part):
     """Steps between validations; the last step is always validated."""
     validation_overlap: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
     """Overlap of neighbouring windows in a validation."""
+    keep_largest: Literal["auto", "never", "foreground", "class"] = "auto"
+    """Of what only the largest connected component of a prediction is kept: of the foreground, all classes
+    together, of each class, or never; `auto`: what validates best with the weights that did."""
     patience: PositiveInt | None = None
     """Validations without a better Dice after which training stops; off if not given."""
     log_every_steps: PositiveInt = 10

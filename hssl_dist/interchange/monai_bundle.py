@@ -37,6 +37,7 @@ from hssl_dist.interchange.verification import (
     versions,
 )
 from hssl_dist.networks.keymaps import nnunet_names, to_nnunet
+from hssl_dist.networks.weights import ModelCard
 from hssl_dist.records import Shape
 
 METADATA = "configs/metadata.json"
@@ -215,7 +216,7 @@ def _inference(
             "overlap": _OVERLAP,
             "mode": "gaussian",
         },
-        "postprocessing": {"_target_": "Compose", "transforms": _postprocessing()},
+        "postprocessing": {"_target_": "Compose", "transforms": _postprocessing(portable.card)},
         "handlers": [
             {
                 "_target_": "CheckpointLoader",
@@ -247,8 +248,8 @@ def _files(channels: int) -> str:
     )
 
 
-def _postprocessing() -> list[dict[str, Any]]:
-    """Logits back onto the image's own grid, then the label with the largest."""
+def _postprocessing(card: ModelCard) -> list[dict[str, Any]]:
+    """Logits back onto the image's own grid, then the label with the largest, then the card's components."""
     return [
         {
             "_target_": "Invertd",
@@ -259,6 +260,7 @@ def _postprocessing() -> list[dict[str, Any]]:
             "to_tensor": True,
         },
         {"_target_": "AsDiscreted", "keys": "pred", "argmax": True},
+        *_largest_components(card),
         {
             "_target_": "SaveImaged",
             "keys": "pred",
@@ -268,6 +270,22 @@ def _postprocessing() -> list[dict[str, Any]]:
             "separate_folder": False,
             "resample": False,
         },
+    ]
+
+
+def _largest_components(card: ModelCard) -> list[dict[str, Any]]:
+    """What keeps the largest component, corners joining as in ours; nothing if all is kept."""
+    if card.keep_largest == "never":
+        return []
+    return [
+        {
+            "_target_": "KeepLargestConnectedComponentd",
+            "keys": "pred",
+            "applied_labels": sorted(card.classes),
+            "is_onehot": False,
+            "independent": card.keep_largest == "class",
+            "connectivity": 3,
+        }
     ]
 
 

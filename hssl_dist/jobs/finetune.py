@@ -18,12 +18,12 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
 
 from hssl_dist import files
 from hssl_dist.config.finetune import FinetuneConfig
 from hssl_dist.console import Console
 from hssl_dist.errors import ConfigError, HsslError
+from hssl_dist.jobs.finetune_delivery import Delivered, deliver
 from hssl_dist.jobs.finished import read_done, write_done
 from hssl_dist.jobs.hardware import use_hardware
 from hssl_dist.jobs.lineage import lineage
@@ -43,14 +43,13 @@ from hssl_dist.sampling.splits import (
     split_manifest,
 )
 from hssl_dist.sampling.supervised import DRAWS_VERSION, SupervisedLoader
-from hssl_dist.segmentation import DiceMeans, dice_means
 from hssl_dist.store import open_reader, read_manifest
 from hssl_dist.tracking import Run, Version, start_run
 from hssl_dist.training.checkpoint import CheckpointStore
 from hssl_dist.training.precision import resolved
-from hssl_dist.training.supervised import Saving, SupervisedResult, run_supervised
+from hssl_dist.training.supervised import Saving, run_supervised
 from hssl_dist.training.trajectory import check_same
-from hssl_dist.training.validation import score_cases
+from hssl_dist.training.validation import Validation
 
 _WHERE_NOT_WHAT = {
     "store", "cache", "runs", "tracking", "register_as", "alias", "runner", "ray", "threads",
@@ -117,14 +116,14 @@ def _run_here(config: FinetuneConfig, console: Console, should_stop: Callable[[]
         tracked.log_json("patients.json", patients.as_json(config))
         if start.report is not None:
             tracked.log_json("transfer.json", {**asdict(start.report), "parts": start.report.parts})
-        result = _train(config, manifest, patients, start, device, tracked, console, saving)
-        _log_result(tracked, result)
-        card = _card(config, manifest, patients, start, result, origin, tracked.id, device)
-        url = files.join(place, "model")
+        delivered = _train(config, manifest, patients, start, device, tracked, console, saving)
+        _log_result(tracked, delivered)
+        card = _card(config, manifest, patients, start, delivered, origin, tracked.id, device)
+        url, state = files.join(place, "model"), delivered.result.state
         name = config.register_as or f"hssl-{config.dataset}"
-        version = publish(config.tracking, url, result.state, card, name, tracked.id, config.alias)
+        version = publish(config.tracking, url, state, card, name, tracked.id, config.alias)
         seconds = round(time.monotonic() - start_s, 1)
-        outcome = _outcome(config, card, patients, start, result, version, url, seconds)
+        outcome = _outcome(config, card, patients, start, delivered, version, url, seconds)
         write_done(place, course, outcome.summary)
     files.remove(saving.store.url)
     return replace(outcome, warnings=_warnings(outcome.summary))
@@ -233,7 +232,7 @@ def _train(
     tracked: Run,
     console: Console,
     saving: Saving,
-) -> SupervisedResult:
+) -> Delivered:
     settings, classes = config.training, manifest.header.classes
     reader = open_reader(config.store.url, cache=config.cache, warn=console.warn)
     loader = SupervisedLoader(
@@ -245,43 +244,41 @@ def _train(
         config.seed,
         pin_memory=device.type == "cuda",
     )
-
-    def validate(network: nn.Module) -> DiceMeans:
-        scored = score_cases(
-            network,
-            patients.validation_cases,
-            reader,
-            classes,
-            settings.patch_size,
-            settings.validation_overlap,
-            device,
-        )
-        return dice_means(scores for _, scores in scored)
-
+    validation = Validation(
+        patients.validation_cases,
+        reader,
+        classes,
+        settings.patch_size,
+        settings.validation_overlap,
+        device,
+    )
     before = saving.store.latest() or 0
     if before:
         console.say(f"going on from the checkpoint of step {before}")
     with console.track(f"fine-tuning on {config.dataset}", settings.steps - before) as advance:
-        return run_supervised(
+        result = run_supervised(
             start.network,
             loader,
             settings,
             classes,
             _Observer(tracked, advance),
             device,
-            validate=validate if patients.validation_cases else None,
+            validate=validation.means if patients.validation_cases else None,
             rates=start.rates,
             saving=saving,
         )
+    return deliver(result, start.network, validation, settings)
 
 
 # --------------------------------------------------------------------------------------------- after training
 
 
-def _log_result(tracked: Run, result: SupervisedResult) -> None:
+def _log_result(tracked: Run, delivered: Delivered) -> None:
     """The best validation, and the curves of the loss and of validation Dice per class."""
-    if result.validation is not None:
-        tracked.log_metrics(result.step, {"best_val_dice": result.validation.overall})
+    result = delivered.result
+    if delivered.validation is not None:
+        tracked.log_metrics(result.step, {"best_val_dice": delivered.validation.overall})
+        tracked.log_json("keep_largest.json", {"chosen": delivered.keep_largest, **delivered.overall})
     for title, prefix in (("loss", "loss"), ("validation Dice", "val_dice")):
         series: dict[str, list[tuple[float, float]]] = {}
         for step, metrics in result.history:
@@ -298,16 +295,16 @@ def _card(
     manifest: Manifest,
     patients: _Patients,
     start: Start,
-    result: SupervisedResult,
+    delivered: Delivered,
     origin: Lineage,
     run_id: str,
     device: torch.device,
 ) -> ModelCard:
     classes = manifest.header.classes
     metrics = {}
-    if result.validation is not None:
-        metrics = {f"val_dice/{classes[k]}": score for k, score in result.validation.per_class.items()}
-        metrics["val_dice"] = result.validation.overall
+    if delivered.validation is not None:
+        metrics = {f"val_dice/{classes[k]}": score for k, score in delivered.validation.per_class.items()}
+        metrics["val_dice"] = delivered.validation.overall
     return ModelCard(
         kind="segmentation",
         network=start.settings.model_dump(mode="json"),
@@ -317,13 +314,14 @@ def _card(
         recipe=manifest.header.recipe,
         modalities=manifest.header.channels,
         patch_size=config.training.patch_size,
+        keep_largest=delivered.keep_largest,
         split=patients.as_json(config),
         metrics={key: value for key, value in metrics.items() if not math.isnan(value)},
         lineage=origin,
         extra={
             "run_id": run_id,
             "seed": config.seed,
-            "best_step": result.step,
+            "best_step": delivered.result.step,
             "precision": resolved(config.training.precision, device),
         },
     )
@@ -334,11 +332,12 @@ def _outcome(
     card: ModelCard,
     patients: _Patients,
     start: Start,
-    result: SupervisedResult,
+    delivered: Delivered,
     version: Version,
     url: str,
     seconds: float,
 ) -> Outcome:
+    result = delivered.result
     named = {name: card.metrics.get(f"val_dice/{name}") for name in card.classes.values()}
     mean = card.metrics.get("val_dice")
     scores = ", ".join(f"{name} {'-' if score is None else f'{score:.3f}'}" for name, score in named.items())
@@ -366,13 +365,16 @@ def _outcome(
             "val_dice_curve": [
                 [step, metrics["val_dice"]] for step, metrics in result.history if "val_dice" in metrics
             ],
+            "keep_largest": delivered.keep_largest,
+            "val_dice_by_way": delivered.overall,
             "best_step": result.step,
             "steps": result.steps,
             "seconds": seconds,
             "already_done": False,
         },
         lines=(
-            f"{version.uri}: {validated} at step {result.step} of {result.steps}, {seconds:.0f} s",
+            f"{version.uri}: {validated}{delivered.told} at step {result.step} of {result.steps}, "
+            f"{seconds:.0f} s",
             f"also at {url}",
         ),
     )

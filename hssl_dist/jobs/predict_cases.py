@@ -25,7 +25,7 @@ from hssl_dist.jobs.hardware import use_hardware
 from hssl_dist.jobs.preprocess_cases import Refused
 from hssl_dist.jobs.segmenter import Segmenter, load_segmenter
 from hssl_dist.records import Case, Record, SourceFile, StoredObject
-from hssl_dist.segmentation import Windows, logit_slabs
+from hssl_dist.segmentation import Windows, keep_largest, logit_slabs
 
 PREDICTION_VERSION = 1
 """Raised whenever the same model, settings and files would give another label map; part of every key."""
@@ -124,7 +124,8 @@ def _predict(segmenter: Segmenter, case: Case, plan: Plan) -> bytes:
     slabs = logit_slabs(
         segmenter.network, volume.image, plan.windows, segmenter.device, background, volume.scaling
     )
-    return label_map(restore_scores(slabs, volume.geometry), volume.geometry, case.images[0])
+    label = keep_largest(restore_scores(slabs, volume.geometry), segmenter.keep_largest)
+    return label_map(label, volume.geometry, case.images[0])
 
 
 def _check_modality(case: Case, modalities: tuple[str, ...]) -> None:

@@ -27,6 +27,7 @@ from hssl_dist.networks.weights import (
     network_config,
 )
 from hssl_dist.records import Scaling, Shape, content_hash
+from hssl_dist.segmentation import KeepLargest
 from hssl_dist.store.quantising import stored_dtype, stored_numbers
 from hssl_dist.tracking import fetch_model
 
@@ -46,6 +47,7 @@ class Segmenter:
     modalities: tuple[str, ...]
     patch_size: Shape
     classes: dict[int, str]
+    keep_largest: KeepLargest
 
     @property
     def rounding(self) -> Callable[[float], tuple[np.dtype[Any], Scaling]]:
@@ -72,6 +74,7 @@ def load_segmenter(tracking: TrackingConfig, uri: str, device: torch.device) -> 
         "recipe": recipe.hash,
         "modalities": card.modalities,
         "patch_size": patch_size,
+        "keep_largest": card.keep_largest,
     }
     return Segmenter(
         fetched.uri,
@@ -82,6 +85,7 @@ def load_segmenter(tracking: TrackingConfig, uri: str, device: torch.device) -> 
         card.modalities,
         patch_size,
         card.classes,
+        card.keep_largest,
     )
 
 

@@ -12,7 +12,7 @@ from hssl_dist.config.parts import TrackingConfig
 from hssl_dist.networks.unet import ResidualUNet
 from hssl_dist.networks.weights import ModelCard, build_from_card, load_model, load_state, patch_size_of
 from hssl_dist.records import CaseRecord
-from hssl_dist.segmentation import predict
+from hssl_dist.segmentation import keep_largest, predict
 from hssl_dist.store import Reader
 from hssl_dist.tracking import fetch_model
 
@@ -35,7 +35,8 @@ class StoredModel:
         """Label values on the stored grid."""
         background = [intensity.background for intensity in record.intensities]
         patch_size = patch_size_of(self.card)
-        return predict(self.network, reader.image(record), patch_size, self.overlap, self.device, background)
+        found = predict(self.network, reader.image(record), patch_size, self.overlap, self.device, background)
+        return keep_largest(found, self.card.keep_largest)
 
 
 def load_stored_model(

@@ -36,7 +36,8 @@ class ModelCard(Record):
 
     `network` is the dump of its NetworkConfig; `classes` names the label values of a segmentation model;
     `tasks` and `groups` the hierarchy of a pretrained one. `recipe` (the dump of its dataset's Recipe),
-    `modalities` of its channels and `patch_size` are what preparing an image for a segmentation model takes.
+    `modalities` of its channels and `patch_size` are what preparing an image for a segmentation model takes;
+    `keep_largest` says of what only the largest component of a prediction stays.
     """
 
     kind: Literal["pretrained", "segmentation"]
@@ -49,6 +50,7 @@ class ModelCard(Record):
     recipe: dict[str, Any] | None = None
     modalities: tuple[str, ...] = ()
     patch_size: Shape | None = None
+    keep_largest: Literal["never", "foreground", "class"] = "never"
     split: dict[str, Any] | None = None
     metrics: dict[str, float] = Field(default={})
     lineage: Lineage

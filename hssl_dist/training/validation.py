@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,31 +11,46 @@ from torch import nn
 
 from hssl_dist.errors import ConfigError
 from hssl_dist.records import CaseRecord, Shape
-from hssl_dist.segmentation import dice, predict
+from hssl_dist.segmentation import WAYS, DiceMeans, KeepLargest, dice, dice_means, keep_largest, predict
 
 if TYPE_CHECKING:
     from hssl_dist.store import Reader
 
+CaseScores = Mapping[KeepLargest, Mapping[int, float]]
 
-def score_cases(
-    network: nn.Module,
-    records: Sequence[CaseRecord],
-    reader: Reader,
-    classes: Iterable[int],
-    patch_size: Shape,
-    overlap: float,
-    device: torch.device,
-) -> Iterator[tuple[CaseRecord, dict[int, float]]]:
-    """Dice of each class for one case after the other; one volume is in memory at a time.
 
-    Raises ConfigError for a case without label.
-    """
-    values = tuple(classes)
-    for record in records:
-        if not record.labelled:
-            raise ConfigError(
-                f"case {record.id!r} of dataset {record.dataset!r} has no label to score against"
-            )
-        background = [intensity.background for intensity in record.intensities]
-        prediction = predict(network, reader.image(record), patch_size, overlap, device, background)
-        yield record, dice(prediction, reader.label(record), values)
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """The cases to score, and how they are predicted: windows of `patch_size` that share `overlap`."""
+
+    records: Sequence[CaseRecord]
+    reader: Reader
+    classes: Iterable[int]
+    patch_size: Shape
+    overlap: float
+    device: torch.device
+
+    def means(self, network: nn.Module) -> DiceMeans:
+        """Mean Dice over the cases. Raises ConfigError for a case without label."""
+        return dice_means(scores["never"] for _, scores in self.scores(network, ("never",)))
+
+    def means_by_way(self, network: nn.Module) -> dict[KeepLargest, DiceMeans]:
+        """Mean Dice of the same predictions for each way to keep the largest component. Raises as `means`."""
+        found = [scores for _, scores in self.scores(network, WAYS)]
+        return {way: dice_means(scores[way] for scores in found) for way in WAYS}
+
+    def scores(
+        self, network: nn.Module, ways: Sequence[KeepLargest]
+    ) -> Iterator[tuple[CaseRecord, CaseScores]]:
+        """Dice of each class for one case after the other; one volume is in memory at a time."""
+        values = tuple(self.classes)
+        for record in self.records:
+            if not record.labelled:
+                raise ConfigError(
+                    f"case {record.id!r} of dataset {record.dataset!r} has no label to score against"
+                )
+            background = [intensity.background for intensity in record.intensities]
+            image = self.reader.image(record)
+            found = predict(network, image, self.patch_size, self.overlap, self.device, background)
+            label = self.reader.label(record)
+            yield record, {way: dice(keep_largest(found, way), label, values) for way in ways}

@@ -24,12 +24,15 @@ from hssl_dist.networks.pretraining import build_pretraining_network
 from hssl_dist.networks.weights import ModelCard, load_model, save_model
 from hssl_dist.records import Lineage, Outcome
 from hssl_dist.sampling.splits import split_manifest
+from hssl_dist.segmentation import WAYS
 from hssl_dist.store import write_manifest
 from hssl_dist.tracking import fetch_model, register_model, start_run
 from hssl_dist.tracking.client import connect
+from hssl_dist.training.precision import resolved
 from tests.tiny_store import CLASSES, NETWORK, write_blobs
 
 LINEAGE = Lineage(config_hash="c" * 64, code_version="0.1.0")
+TRAINING = {"steps": 4, "patch_size": (4, 8, 8), "validate_every": 2, "log_every_steps": 2}
 
 
 class Place:
@@ -60,7 +63,7 @@ class Place:
             "tracking": self.tracking,
             "network": NETWORK,
             "split": {"test": 0.25, "validation": 0.25},
-            "training": {"steps": 4, "patch_size": (4, 8, 8), "validate_every": 2, "log_every_steps": 2},
+            "training": TRAINING,
             "threads": 1,
         }
         return FinetuneConfig.model_validate(values | changes)
@@ -140,6 +143,7 @@ def test_the_run_has_params_metrics_figures_and_the_config(place: Place) -> None
         "config.json",
         "figures/loss.png",
         "figures/val_dice.png",
+        "keep_largest.json",
         "patients.json",
         "transfer.json",
     ]
@@ -277,6 +281,28 @@ def test_evaluate_on_validation_patients_repeats_the_validation(place: Place) ->
     assert outcome.summary["dice_mean"] == pytest.approx(trained["val_dice_mean"])
     assert outcome.summary["dice"] == pytest.approx(trained["val_dice"])
     assert outcome.summary["run_id"] is None
+
+
+@pytest.mark.parametrize("way", ["auto", *WAYS])
+def test_the_card_says_what_is_kept_and_scores_are_of_that(place: Place, way: str) -> None:
+    name = f"keep-{way}"
+    outcome = place.finetune(name, register_as="keep", training={"keep_largest": way, **TRAINING})
+    trained = outcome.summary
+    card, _ = load_model(Path(trained["path"]))
+    ways = trained["val_dice_by_way"]
+    assert set(ways) == ({"never"} if way == "never" else set(WAYS))
+    assert card.keep_largest == trained["keep_largest"] == (max(ways, key=ways.get) if way == "auto" else way)
+    assert trained["val_dice_mean"] == ways[card.keep_largest]
+    assert ways["never"] == pytest.approx(max(dice for _, dice in trained["val_dice_curve"]))
+    assert ("largest component" in outcome.lines[0]) == (card.keep_largest != "never")
+    scored = place.evaluate(trained["path"], part="validation", overlap=0.5).summary
+    assert scored["dice_mean"] == pytest.approx(trained["val_dice_mean"])
+
+
+def test_the_card_names_the_precision_that_was_used(place: Place) -> None:
+    trained = place.finetune("precise", register_as="precise", training={"precision": "auto", **TRAINING})
+    card, _ = load_model(Path(trained.summary["path"]))
+    assert card.extra["precision"] == resolved("auto", torch.device("cpu"))
 
 
 def test_evaluate_refuses_what_it_cannot_score(place: Place) -> None:

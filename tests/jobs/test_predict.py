@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import shutil
@@ -24,6 +25,7 @@ from hssl_dist.jobs import predict
 from hssl_dist.jobs.predict_cases import PredictionRecord
 from hssl_dist.jobs.preprocess_cases import Assignment, store_cases
 from hssl_dist.records import Case, CaseRecord, Outcome
+from hssl_dist.segmentation import keep_largest
 from hssl_dist.store import open_reader
 from hssl_dist.tracking import register_model, set_alias, start_run
 from tests.dicom_files import series, write_files
@@ -121,6 +123,20 @@ def test_overlap_and_flips_are_settings_of_their_own(model, scans, tmp_path):
     assert len(set(outputs.values())) == 4
     record = json.loads((tmp_path / "all/records/a.json").read_text())
     assert record["flips"] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("way", ["foreground", "class"])
+def test_only_the_largest_component_is_kept_if_the_card_says_so(scans, tmp_path, way):
+    run(save_tiny_model(tmp_path / "all", seed=6), scans, tmp_path / "out")
+    whole = label_maps(tmp_path / "out")
+    model = save_tiny_model(tmp_path / "largest", seed=6, keep_largest=way)
+    again = run(model, scans, tmp_path / "out")
+    assert counts(again) == (3, 0, 0)  # the weights are equal, what is made of them is not
+    for path in sorted((tmp_path / "out").glob("*.nii.gz")):
+        label = np.asarray(nibabel.loadsave.load(path).dataobj)
+        before = np.asarray(nibabel.Nifti1Image.from_bytes(gzip.decompress(whole[path.name])).dataobj)
+        np.testing.assert_array_equal(label, keep_largest(before, way))
+        assert 0 < (label > 0).sum() < (before > 0).sum()
 
 
 # --------------------------------------------------------------------------------------- inputs and models

@@ -21,7 +21,7 @@ from hssl_dist.interchange.portable import Portable, portable
 from hssl_dist.interchange.preparation import Preparation, known_preparation
 from hssl_dist.networks.weights import ModelCard
 from hssl_dist.records import Case
-from hssl_dist.segmentation import predict
+from hssl_dist.segmentation import WAYS, keep_largest, predict
 from tests.models import CT, MR, NETWORKS, SMALL, pretrained_model, recipe, segmentation_model
 from tests.readme_code import blocks, run_python
 
@@ -181,6 +181,20 @@ def test_monais_tools_accept_the_bundle(bundle: Path) -> None:
     for name in required:
         # The evaluator is pytorch-ignite's; the test below runs it where that is installed.
         assert name == "evaluator" or getattr(workflow, name) is not None
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_bundle_keeps_the_components_that_we_keep(bundle: Path, way: str) -> None:
+    exported(bundle, segmentation_model(SMALL, 1, patch_size=PATCH, keep_largest=way))
+    transforms = parsed(bundle).get_parsed_content("postprocessing").transforms
+    theirs = [t for t in transforms if type(t).__name__.startswith("KeepLargest")]
+    label = np.zeros((6, 20, 20), dtype=np.uint8)
+    label[1:4, 2:9, 2:9], label[3, 9:12, 9:12], label[5, 15:18, 15:19], label[0, 18:, 0] = 1, 3, 3, 1
+    found = {"pred": torch.from_numpy(label[None])}
+    for transform in theirs:
+        found = transform(found)
+    np.testing.assert_array_equal(np.asarray(found["pred"])[0], keep_largest(label, way))
+    assert len(theirs) == (way != "never")
 
 
 def test_monai_runs_the_bundle_whole(bundle: Path) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +17,10 @@ from hssl_dist.errors import ConfigError, Interrupted, NonFiniteError
 from hssl_dist.networks.pretraining import build_segmentation_network
 from hssl_dist.records import CaseRecord, Region
 from hssl_dist.sampling.supervised import SupervisedLoader
-from hssl_dist.segmentation import DiceMeans, dice_means
+from hssl_dist.segmentation import DiceMeans
 from hssl_dist.training.checkpoint import CheckpointStore
 from hssl_dist.training.supervised import Saving, SupervisedResult, run_supervised
-from hssl_dist.training.validation import score_cases
+from hssl_dist.training.validation import Validation
 from tests.case_records import record
 from tests.tiny_store import CLASSES, NETWORK, SHAPE
 
@@ -100,8 +99,7 @@ def _loader(reader: BlobReader, config: SupervisedConfig = CONFIG) -> Supervised
 
 
 def _validate(network: nn.Module) -> DiceMeans:
-    scored = score_cases(network, [_record("ccc")], BlobReader(), CLASSES, CONFIG.patch_size, 0.5, CPU)
-    return dice_means(scores for _, scores in scored)
+    return Validation([_record("ccc")], BlobReader(), CLASSES, CONFIG.patch_size, 0.5, CPU).means(network)
 
 
 def _train(network: nn.Module, config: SupervisedConfig = CONFIG, **options: object) -> SupervisedResult:
@@ -199,12 +197,13 @@ def test_scores_are_those_of_the_prediction_and_need_a_label() -> None:
             image = images[:, 0]
             return torch.stack((1.0 - image.abs(), image, image * 0 - 9), dim=1)
 
-    score = partial(score_cases, Oracle(), reader=BlobReader(), classes=CLASSES, patch_size=(4, 8, 8))
-    ((scored, scores),) = score([_record("a")], overlap=0.25, device=CPU)
+    validation = Validation([_record("a")], BlobReader(), CLASSES, (4, 8, 8), 0.25, CPU)
+    ((scored, scores),) = validation.scores(Oracle(), ("never",))
     assert scored.id == "a"
-    assert scores == {1: 1.0, 2: 0.0}
+    assert scores == {"never": {1: 1.0, 2: 0.0}}
+    unlabelled = replace(validation, records=[_record("u", labelled=False)])
     with pytest.raises(ConfigError, match="case 'u' of dataset 'blobs' has no label to score against"):
-        list(score([_record("u", labelled=False)], overlap=0.25, device=CPU))
+        unlabelled.means(Oracle())
 
 
 # ------------------------------------------------------------------------------------ stopping and going on
