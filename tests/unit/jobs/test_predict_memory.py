@@ -56,6 +56,7 @@ def save_network(folder: Path, patch_size: tuple[int, int, int], classes: int = 
         recipe=recipe_of(("ct",), TARGET_MM).model_dump(mode="json"),
         modalities=("ct",),
         patch_size=patch_size,
+        keep_largest="class",
         lineage=LINEAGE,
     )
     folder.mkdir()
