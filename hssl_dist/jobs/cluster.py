@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import socket
+import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -41,14 +43,24 @@ def connect(config: RayConfig, console: Console, *, worker_output: bool = False)
         return
     options: dict[str, Any] = {"log_to_driver": worker_output, "logging_level": "error"}
     address = config.address or os.environ.get("RAY_ADDRESS")
-    if address is None:
-        _start_local(config, console, options)
-    else:
-        _join(address, console, options)
+    with _sigterm_kept():
+        if address is None:
+            _start_local(config, console, options)
+        else:
+            _join(address, console, options)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Connecting, Ray takes SIGTERM for itself, to exit at once; a handler of before gets it back."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if callable(before) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
 
 
 def _join(address: str, console: Console, options: dict[str, Any]) -> None:

@@ -80,3 +80,23 @@ def test_no_cluster_at_the_address(address, reason):
         f"no Ray cluster answers at {address!r} ({reason}); start one, or leave ray.address and RAY_ADDRESS "
         "out for a local one\n"
     )
+
+
+STOP = """
+import os, signal
+from hssl_dist.config.parts import RayConfig
+from hssl_dist.console import Console
+from hssl_dist.jobs import cluster
+from hssl_dist.jobs.stopping import stop_requests
+with stop_requests() as asked, cluster.connect(RayConfig(num_cpus=1), Console()):
+    os.kill(os.getpid(), signal.SIGTERM)
+    print("asked" if asked() else "not asked")
+"""
+
+
+def test_sigterm_asks_a_job_on_ray_to_stop_and_does_not_end_it():
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    done = subprocess.run(
+        [sys.executable, "-c", STOP], capture_output=True, text=True, timeout=90, env=environment, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "asked\n"), done.stderr
