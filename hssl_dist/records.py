@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 Triple = tuple[float, float, float]
 Shape = tuple[int, int, int]
 SplitName = Literal["train", "test"]
+KeepLargest = Literal["never", "foreground", "class"]
+"""Of what only the largest component of a predicted label stays: all classes together, each, or none."""
 
 TISSUE = "any"
 """Name of all tissue where the others are class values."""

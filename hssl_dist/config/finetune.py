@@ -25,6 +25,7 @@ from hssl_dist.config.parts import (
     Url,
 )
 from hssl_dist.config.pretrain import CheckpointConfig, ViewConfig
+from hssl_dist.records import KeepLargest
 
 SCRATCH = "scratch"
 
@@ -113,7 +114,7 @@ class SupervisedConfig(Part):
     """Steps between validations; the last step is always validated."""
     validation_overlap: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
     """Overlap of neighbouring windows in a validation."""
-    keep_largest: Literal["auto", "never", "foreground", "class"] = "auto"
+    keep_largest: Literal["auto"] | KeepLargest = "auto"
     """Of what only the largest connected component of a prediction is kept: of the foreground, all classes
     together, of each class, or never; `auto`: what validates best with the weights that did."""
     patience: PositiveInt | None = None

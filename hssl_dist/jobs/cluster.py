@@ -58,9 +58,11 @@ def connect(config: RayConfig, console: Console, *, worker_output: bool = False)
 def _sigterm_kept() -> Iterator[None]:
     """Connecting, Ray takes SIGTERM for itself, to exit at once; a handler of before gets it back."""
     before = signal.getsignal(signal.SIGTERM)
-    yield
-    if callable(before) and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, before)
+    try:
+        yield
+    finally:
+        if callable(before) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _join(address: str, console: Console, options: dict[str, Any]) -> None:

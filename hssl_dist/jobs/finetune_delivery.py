@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from hssl_dist.segmentation import DiceMeans, KeepLargest, best_way
+from hssl_dist.segmentation import DiceMeans, best_way
 from hssl_dist.training.precision import autocast
 
 if TYPE_CHECKING:
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from hssl_dist.config.finetune import SupervisedConfig
+    from hssl_dist.records import KeepLargest
     from hssl_dist.training.supervised import SupervisedResult
     from hssl_dist.training.validation import Validation
 

@@ -26,8 +26,7 @@ from hssl_dist.networks.weights import (
     load_state,
     network_config,
 )
-from hssl_dist.records import Scaling, Shape, content_hash
-from hssl_dist.segmentation import KeepLargest
+from hssl_dist.records import KeepLargest, Scaling, Shape, content_hash
 from hssl_dist.store.quantising import stored_dtype, stored_numbers
 from hssl_dist.tracking import fetch_model
 

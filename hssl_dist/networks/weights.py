@@ -17,7 +17,7 @@ from hssl_dist import files
 from hssl_dist.config.network import NetworkConfig
 from hssl_dist.errors import CheckpointError
 from hssl_dist.networks.pretraining import build_segmentation_network
-from hssl_dist.records import Lineage, Record, Shape
+from hssl_dist.records import KeepLargest, Lineage, Record, Shape
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -50,7 +50,7 @@ class ModelCard(Record):
     recipe: dict[str, Any] | None = None
     modalities: tuple[str, ...] = ()
     patch_size: Shape | None = None
-    keep_largest: Literal["never", "foreground", "class"] = "never"
+    keep_largest: KeepLargest = "never"
     split: dict[str, Any] | None = None
     metrics: dict[str, float] = Field(default={})
     lineage: Lineage

@@ -6,18 +6,16 @@ With few labels a network also finds structures far from where they are, and mos
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import get_args
 
 import numpy as np
 from jaxtyping import Bool, UInt8
 from scipy import ndimage
 
+from hssl_dist.records import KeepLargest
 from hssl_dist.segmentation.metrics import DiceMeans
 
-KeepLargest = Literal["never", "foreground", "class"]
-"""Of the `foreground`, all classes together, of each `class`, or `never`: all that is found stays."""
-
-WAYS: tuple[KeepLargest, ...] = ("never", "foreground", "class")
+WAYS: tuple[KeepLargest, ...] = get_args(KeepLargest)
 
 _TOUCHING = np.ones((3, 3, 3), dtype=bool)  # by a face, an edge or a corner
 
@@ -35,12 +33,8 @@ def keep_largest(label: UInt8[np.ndarray, "z y x"], of: KeepLargest) -> UInt8[np
 
 
 def best_way(means: Mapping[KeepLargest, DiceMeans]) -> KeepLargest:
-    """The way with the highest mean; the earlier in `WAYS` of equals, `never` where nothing has a mean."""
-    best: KeepLargest = "never"
-    for way in WAYS:
-        if way in means and means[way].overall > means[best].overall:
-            best = way
-    return best
+    """The way with the highest mean; the earlier in `WAYS` of equals, the first where none has a mean."""
+    return max(WAYS, key=lambda way: means[way].overall)
 
 
 def _largest(mask: Bool[np.ndarray, "z y x"]) -> Bool[np.ndarray, "z y x"]:

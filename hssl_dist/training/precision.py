@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 def resolved(precision: Precision, device: torch.device) -> Literal["float32", "bfloat16"]:
     """What `auto` comes to on a device; any other precision as it is.
 
-    bfloat16 where it was measured to be faster (docs/decisions.md): on GPUs with bfloat16 units, on CPUs with
-    AMX tiles, and on AMD's with AVX-512 BF16. Elsewhere float32: processors without such instructions
-    emulate bfloat16, twenty times slower.
+    bfloat16 on AMD's CPUs with AVX-512 BF16, where it was measured to be faster (docs/decisions.md), and
+    where there are units made for it: on CPUs with AMX, and on GPUs. Elsewhere float32, for without such
+    instructions bfloat16 is emulated.
     """
     if precision != "auto":
         return precision

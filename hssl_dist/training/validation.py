@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from hssl_dist.errors import ConfigError
-from hssl_dist.records import CaseRecord, Shape
-from hssl_dist.segmentation import WAYS, DiceMeans, KeepLargest, dice, dice_means, keep_largest, predict
+from hssl_dist.records import CaseRecord, KeepLargest, Shape
+from hssl_dist.segmentation import WAYS, DiceMeans, dice, dice_means, keep_largest, predict
 
 if TYPE_CHECKING:
     from hssl_dist.store import Reader
@@ -32,16 +32,14 @@ class Validation:
 
     def means(self, network: nn.Module) -> DiceMeans:
         """Mean Dice over the cases. Raises ConfigError for a case without label."""
-        return dice_means(scores["never"] for _, scores in self.scores(network, ("never",)))
+        return dice_means(scores["never"] for scores in self.scores(network, ("never",)))
 
     def means_by_way(self, network: nn.Module) -> dict[KeepLargest, DiceMeans]:
         """Mean Dice of the same predictions for each way to keep the largest component. Raises as `means`."""
-        found = [scores for _, scores in self.scores(network, WAYS)]
+        found = list(self.scores(network, WAYS))
         return {way: dice_means(scores[way] for scores in found) for way in WAYS}
 
-    def scores(
-        self, network: nn.Module, ways: Sequence[KeepLargest]
-    ) -> Iterator[tuple[CaseRecord, CaseScores]]:
+    def scores(self, network: nn.Module, ways: Sequence[KeepLargest]) -> Iterator[CaseScores]:
         """Dice of each class for one case after the other; one volume is in memory at a time."""
         values = tuple(self.classes)
         for record in self.records:
@@ -53,4 +51,4 @@ class Validation:
             image = self.reader.image(record)
             found = predict(network, image, self.patch_size, self.overlap, self.device, background)
             label = self.reader.label(record)
-            yield record, {way: dice(keep_largest(found, way), label, values) for way in ways}
+            yield {way: dice(keep_largest(found, way), label, values) for way in ways}

@@ -82,7 +82,3 @@ def test_the_way_that_validates_best_is_chosen_the_plainer_of_equals(
     means: tuple[float, float, float], expected: str
 ) -> None:
     assert best_way({w: DiceMeans({1: m}, m) for w, m in zip(WAYS, means, strict=True)}) == expected
-
-
-def test_a_way_that_was_not_looked_at_is_not_chosen() -> None:
-    assert best_way({"never": DiceMeans({1: 0.2}, 0.2), "class": DiceMeans({1: 0.3}, 0.3)}) == "class"
