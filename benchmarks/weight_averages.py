@@ -26,7 +26,7 @@ from hssl_dist.config.loading import load_config
 from hssl_dist.jobs.starting import starting_point
 from hssl_dist.sampling.splits import label_subset, labelled_cases, split_manifest
 from hssl_dist.sampling.supervised import SupervisedLoader
-from hssl_dist.segmentation import DiceMeans
+from hssl_dist.segmentation import MeansByWay
 from hssl_dist.store import open_reader, read_manifest
 from hssl_dist.training.averaging import WeightAverage
 from hssl_dist.training.supervised import run_supervised
@@ -69,11 +69,13 @@ def measure(config: FinetuneConfig, fraction: float, seed: int, decays: Sequence
     scored = labelled_cases(manifest, split.validation)
     validation = Validation(scored, reader, classes, settings.patch_size, settings.validation_overlap, CPU)
 
-    def validate(trained: nn.Module) -> DiceMeans:
+    def validate(trained: nn.Module) -> MeansByWay:
         observer.on_step(observer.step + 1)
         means = validation.means(trained)
-        averaged = {str(decay): validation.means(a.network).overall for decay, a in observer.averages.items()}
-        observer.scores.append({"0": means.overall, **averaged})
+        averaged = {
+            str(decay): validation.means(a.network)["never"].overall for decay, a in observer.averages.items()
+        }
+        observer.scores.append({"0": means["never"].overall, **averaged})
         return means
 
     loader = SupervisedLoader(

@@ -23,7 +23,7 @@ from hssl_dist import files
 from hssl_dist.config.finetune import FinetuneConfig
 from hssl_dist.console import Console
 from hssl_dist.errors import ConfigError, HsslError
-from hssl_dist.jobs.finetune_delivery import Delivered, deliver
+from hssl_dist.jobs.finetune_delivery import Delivered, deliver, ways
 from hssl_dist.jobs.finished import read_done, write_done
 from hssl_dist.jobs.hardware import use_hardware
 from hssl_dist.jobs.lineage import lineage
@@ -251,6 +251,7 @@ def _train(
         settings.patch_size,
         settings.validation_overlap,
         device,
+        ways(settings.keep_largest),
     )
     before = saving.store.latest() or 0
     if before:
@@ -267,7 +268,7 @@ def _train(
             rates=start.rates,
             saving=saving,
         )
-    return deliver(result, start.network, validation, settings)
+    return deliver(result, settings.keep_largest)
 
 
 # --------------------------------------------------------------------------------------------- after training

@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
-from hssl_dist.segmentation import DiceMeans, best_way
-from hssl_dist.training.precision import autocast
+from hssl_dist.records import KeepLargest
+from hssl_dist.segmentation import WAYS, DiceMeans, MeansByWay, best_way
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from torch import nn
-
-    from hssl_dist.config.finetune import SupervisedConfig
-    from hssl_dist.records import KeepLargest
     from hssl_dist.training.supervised import SupervisedResult
-    from hssl_dist.training.validation import Validation
+
+Wanted = Literal["auto"] | KeepLargest
 
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """A training's result, and how its predictions are treated and validate then.
-
-    `by_way` has the validation of each way that was looked at.
-    """
+    """A training's result, and how its predictions are treated and validate then."""
 
     result: SupervisedResult
     keep_largest: KeepLargest
-    by_way: Mapping[KeepLargest, DiceMeans] = field(default_factory=dict)
+
+    @property
+    def by_way(self) -> MeansByWay:
+        """The validation of each way that was looked at."""
+        return self.result.validation or {}
 
     @property
     def validation(self) -> DiceMeans | None:
@@ -50,15 +47,13 @@ class Delivered:
         return f", largest component of {what} only{before}"
 
 
-def deliver(
-    result: SupervisedResult, network: nn.Module, validation: Validation, config: SupervisedConfig
-) -> Delivered:
-    """Choose as `config.keep_largest` says, by the validation of `network`, which has the best weights."""
-    if result.validation is None:
-        return Delivered(result, "never" if config.keep_largest == "auto" else config.keep_largest)
-    if config.keep_largest == "never":
-        return Delivered(result, "never", {"never": result.validation})
-    with autocast(config.precision, validation.device):
-        by_way = validation.means_by_way(network)
-    way = best_way(by_way) if config.keep_largest == "auto" else config.keep_largest
-    return Delivered(result, way, by_way)
+def ways(wanted: Wanted) -> Sequence[KeepLargest]:
+    """What validations look at, so that one of them can be delivered."""
+    return WAYS if wanted == "auto" else tuple(dict.fromkeys(("never", wanted)))
+
+
+def deliver(result: SupervisedResult, wanted: Wanted) -> Delivered:
+    """The way that is wanted; for `auto` the one that validated best, and `never` without a validation."""
+    if wanted != "auto":
+        return Delivered(result, wanted)
+    return Delivered(result, "never" if result.validation is None else best_way(result.validation))

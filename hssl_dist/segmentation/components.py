@@ -17,6 +17,9 @@ from hssl_dist.segmentation.metrics import DiceMeans
 
 WAYS: tuple[KeepLargest, ...] = get_args(KeepLargest)
 
+MeansByWay = Mapping[KeepLargest, DiceMeans]
+"""Scores of the same predictions treated in each of some ways, `never` among them."""
+
 _TOUCHING = np.ones((3, 3, 3), dtype=bool)  # by a face, an edge or a corner
 
 
@@ -32,9 +35,9 @@ def keep_largest(label: UInt8[np.ndarray, "z y x"], of: KeepLargest) -> UInt8[np
     return result
 
 
-def best_way(means: Mapping[KeepLargest, DiceMeans]) -> KeepLargest:
+def best_way(means: MeansByWay) -> KeepLargest:
     """The way with the highest mean; the earlier in `WAYS` of equals, the first where none has a mean."""
-    return max(WAYS, key=lambda way: means[way].overall)
+    return max((way for way in WAYS if way in means), key=lambda way: means[way].overall)
 
 
 def _largest(mask: Bool[np.ndarray, "z y x"]) -> Bool[np.ndarray, "z y x"]:

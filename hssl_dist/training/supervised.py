@@ -22,7 +22,7 @@ from hssl_dist.errors import Interrupted, NonFiniteError
 from hssl_dist.losses.segmentation import dice_cross_entropy
 from hssl_dist.networks.weights import load_state
 from hssl_dist.sampling.supervised import LabelledBatch, SupervisedLoader
-from hssl_dist.segmentation import DiceMeans
+from hssl_dist.segmentation import DiceMeans, MeansByWay
 from hssl_dist.training.averaging import WeightAverage
 from hssl_dist.training.best import Best
 from hssl_dist.training.checkpoint import Checkpoint, CheckpointStore
@@ -31,7 +31,7 @@ from hssl_dist.training.precision import autocast
 from hssl_dist.training.trajectory import check_same
 
 History = list[tuple[int, dict[str, float]]]
-Validate = Callable[[nn.Module], DiceMeans]
+Validate = Callable[[nn.Module], MeansByWay]
 
 _NETWORK, _AVERAGE, _BEST = "network/", "average/", "best/"
 
@@ -67,7 +67,7 @@ class SupervisedResult:
 
     state: dict[str, Tensor]
     step: int
-    validation: DiceMeans | None
+    validation: MeansByWay | None
     history: History
     steps: int
 
@@ -202,7 +202,7 @@ class _Training:
         if self.validate is not None and (last or self.step % self.config.validate_every == 0):
             with self._autocast():
                 means = self.validate(self.validated)
-            self.log.validated(self.step, means, self.classes)
+            self.log.validated(self.step, means["never"], self.classes)
             self.best.offer(self.step, means, self.validated)
 
     def _autocast(self) -> torch.autocast:

@@ -11,7 +11,7 @@ from torch import nn
 
 from hssl_dist.errors import ConfigError
 from hssl_dist.records import CaseRecord, KeepLargest, Shape
-from hssl_dist.segmentation import WAYS, DiceMeans, dice, dice_means, keep_largest, predict
+from hssl_dist.segmentation import DiceMeans, dice, dice_means, keep_largest, predict
 
 if TYPE_CHECKING:
     from hssl_dist.store import Reader
@@ -21,7 +21,10 @@ CaseScores = Mapping[KeepLargest, Mapping[int, float]]
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """The cases to score, and how they are predicted: windows of `patch_size` that share `overlap`."""
+    """The cases to score, and how they are predicted: windows of `patch_size` that share `overlap`.
+
+    The same predictions are scored in each of `ways` to keep the largest component only.
+    """
 
     records: Sequence[CaseRecord]
     reader: Reader
@@ -29,17 +32,14 @@ class Validation:
     patch_size: Shape
     overlap: float
     device: torch.device
+    ways: Sequence[KeepLargest] = ("never",)
 
-    def means(self, network: nn.Module) -> DiceMeans:
-        """Mean Dice over the cases. Raises ConfigError for a case without label."""
-        return dice_means(scores["never"] for scores in self.scores(network, ("never",)))
+    def means(self, network: nn.Module) -> dict[KeepLargest, DiceMeans]:
+        """Mean Dice over the cases, by way. Raises ConfigError for a case without label."""
+        found = list(self.scores(network))
+        return {way: dice_means(scores[way] for scores in found) for way in self.ways}
 
-    def means_by_way(self, network: nn.Module) -> dict[KeepLargest, DiceMeans]:
-        """Mean Dice of the same predictions for each way to keep the largest component. Raises as `means`."""
-        found = list(self.scores(network, WAYS))
-        return {way: dice_means(scores[way] for scores in found) for way in WAYS}
-
-    def scores(self, network: nn.Module, ways: Sequence[KeepLargest]) -> Iterator[CaseScores]:
+    def scores(self, network: nn.Module) -> Iterator[CaseScores]:
         """Dice of each class for one case after the other; one volume is in memory at a time."""
         values = tuple(self.classes)
         for record in self.records:
@@ -51,4 +51,4 @@ class Validation:
             image = self.reader.image(record)
             found = predict(network, image, self.patch_size, self.overlap, self.device, background)
             label = self.reader.label(record)
-            yield {way: dice(keep_largest(found, way), label, values) for way in ways}
+            yield {way: dice(keep_largest(found, way), label, values) for way in self.ways}

@@ -17,7 +17,7 @@ from hssl_dist.errors import ConfigError, Interrupted, NonFiniteError
 from hssl_dist.networks.pretraining import build_segmentation_network
 from hssl_dist.records import CaseRecord, Region
 from hssl_dist.sampling.supervised import SupervisedLoader
-from hssl_dist.segmentation import DiceMeans
+from hssl_dist.segmentation import WAYS, DiceMeans, MeansByWay, dice, keep_largest, predict
 from hssl_dist.training.checkpoint import CheckpointStore
 from hssl_dist.training.supervised import Saving, SupervisedResult, run_supervised
 from hssl_dist.training.validation import Validation
@@ -98,8 +98,16 @@ def _loader(reader: BlobReader, config: SupervisedConfig = CONFIG) -> Supervised
     return SupervisedLoader(records, reader, config.patch_size, config.batch_size, config.foreground, seed=5)
 
 
-def _validate(network: nn.Module) -> DiceMeans:
-    return Validation([_record("ccc")], BlobReader(), CLASSES, CONFIG.patch_size, 0.5, CPU).means(network)
+def _validate(network: nn.Module) -> MeansByWay:
+    cases = [_record("ccc")]
+    return Validation(cases, BlobReader(), CLASSES, CONFIG.patch_size, 0.5, CPU, WAYS).means(network)
+
+
+def _means(score: float) -> MeansByWay:
+    return {"never": DiceMeans({1: score}, score)}
+
+
+WITHOUT_SCORE = _means(math.nan)
 
 
 def _train(network: nn.Module, config: SupervisedConfig = CONFIG, **options: object) -> SupervisedResult:
@@ -111,8 +119,8 @@ def test_it_learns_what_is_there_to_learn() -> None:
     config = CONFIG.model_copy(update={"steps": 100, "validate_every": 50, "learning_rate": 5e-2})
     result = _train(_network(), config, validate=_validate)
     assert result.validation is not None
-    assert result.validation.overall > 0.8
-    assert set(result.validation.per_class) == {1, 2}
+    assert result.validation["never"].overall > 0.8
+    assert set(result.validation["never"].per_class) == {1, 2}
 
 
 def test_same_seed_same_weights_bit_for_bit() -> None:
@@ -137,24 +145,24 @@ def test_metrics_validations_and_steps_are_reported_when_they_are_due() -> None:
         )
     best = max(metrics["val_dice"] for metrics in validated)
     assert result.validation is not None
-    assert result.validation.overall == best
+    assert result.validation["never"].overall == best
 
 
 def test_the_weights_that_validated_best_are_kept_the_earliest_of_equals() -> None:
     means = iter((0.2, 0.9, 0.9, math.nan))
     seen: list[dict[str, torch.Tensor]] = []
 
-    def validate(network: nn.Module) -> DiceMeans:
+    def validate(network: nn.Module) -> MeansByWay:
         seen.append({name: value.clone() for name, value in network.state_dict().items()})
         mean = next(means)
-        return DiceMeans({1: mean, 2: math.nan}, mean)
+        return {"never": DiceMeans({1: mean, 2: math.nan}, mean)}
 
     network = _network()
     config = CONFIG.model_copy(update={"validate_every": 2})
     result = _train(network, config, validate=validate)
     assert (result.step, result.validation) == (
         4,
-        DiceMeans({1: 0.9, 2: pytest.approx(math.nan, nan_ok=True)}, 0.9),
+        {"never": DiceMeans({1: 0.9, 2: pytest.approx(math.nan, nan_ok=True)}, 0.9)},
     )
     for name, value in network.state_dict().items():
         assert torch.equal(value, seen[1][name])
@@ -162,7 +170,7 @@ def test_the_weights_that_validated_best_are_kept_the_earliest_of_equals() -> No
     assert any(not torch.equal(seen[1][name], seen[3][name]) for name in seen[1])
 
 
-@pytest.mark.parametrize("validate", [None, lambda network: DiceMeans({1: math.nan}, math.nan)])
+@pytest.mark.parametrize("validate", [None, lambda network: WITHOUT_SCORE])
 def test_without_a_score_the_last_weights_are_kept(validate: object) -> None:
     result = _train(_network(), validate=validate)
     assert (result.step, result.validation) == (8, None)
@@ -198,11 +206,22 @@ def test_scores_are_those_of_the_prediction_and_need_a_label() -> None:
             return torch.stack((1.0 - image.abs(), image, image * 0 - 9), dim=1)
 
     validation = Validation([_record("a")], BlobReader(), CLASSES, (4, 8, 8), 0.25, CPU)
-    (scores,) = validation.scores(Oracle(), ("never",))
+    (scores,) = validation.scores(Oracle())
     assert scores == {"never": {1: 1.0, 2: 0.0}}
     unlabelled = replace(validation, records=[_record("u", labelled=False)])
     with pytest.raises(ConfigError, match="case 'u' of dataset 'blobs' has no label to score against"):
         unlabelled.means(Oracle())
+
+
+def test_every_way_scores_the_same_prediction() -> None:
+    network, found = _network(), _record("ccc")
+    means = _validate(network)
+    image, label = BlobReader().image(found), BlobReader().label(found)
+    background = [intensity.background for intensity in found.intensities]
+    predicted = predict(network, image, CONFIG.patch_size, 0.5, CPU, background)
+    expected = {way: dice(keep_largest(predicted, way), label, CLASSES) for way in WAYS}
+    assert {way: score.per_class for way, score in means.items()} == expected
+    assert len({score.overall for score in means.values()}) > 1
 
 
 # ------------------------------------------------------------------------------------ stopping and going on
@@ -290,14 +309,14 @@ def test_training_stops_when_patience_runs_out_also_after_a_crash(tmp_path: Path
     scores = {1: 0.2, 2: 0.5, 3: 0.4, 4: 0.5, 5: 0.9}
     config = CONFIG.model_copy(update={"validate_every": 1, "patience": 2})
 
-    def validations() -> Callable[[nn.Module], DiceMeans]:
+    def validations() -> Callable[[nn.Module], MeansByWay]:
         numbers = iter(scores)
-        return lambda _: DiceMeans({1: (score := scores[next(numbers)])}, score)
+        return lambda _: _means(scores[next(numbers)])
 
     observer = Observed()
     result = _train(_network(), config, validate=validations(), observer=observer, saving=_saving(tmp_path))
     assert observer.steps == [1, 2, 3, 4]
-    assert (result.step, result.steps, result.validation) == (2, 4, DiceMeans({1: 0.5}, 0.5))
+    assert (result.step, result.steps, result.validation) == (2, 4, _means(0.5))
     again = Observed()
     resumed = _train(_network(), config, validate=validations(), observer=again, saving=_saving(tmp_path))
     assert again.steps == []
@@ -307,7 +326,7 @@ def test_training_stops_when_patience_runs_out_also_after_a_crash(tmp_path: Path
 
 def test_validations_without_a_score_do_not_try_patience() -> None:
     config = CONFIG.model_copy(update={"validate_every": 1, "patience": 1})
-    result = _train(_network(), config, validate=lambda _: DiceMeans({1: math.nan}, math.nan))
+    result = _train(_network(), config, validate=lambda _: WITHOUT_SCORE)
     assert result.steps == CONFIG.steps
 
 
@@ -318,10 +337,10 @@ def test_what_was_taken_from_a_model_is_frozen_for_the_first_steps() -> None:
     start = {name: value.clone() for name, value in _network().state_dict().items()}
     moved: dict[int, set[str]] = {}
 
-    def look(network: nn.Module) -> DiceMeans:
+    def look(network: nn.Module) -> MeansByWay:
         state = network.state_dict()
         moved[len(moved) + 1] = {n.partition(".")[0] for n in state if not torch.equal(state[n], start[n])}
-        return DiceMeans({1: 0.5}, 0.5)
+        return _means(0.5)
 
     config = CONFIG.model_copy(update={"validate_every": 1, "freeze_steps": 3})
     _train(_network(), config, validate=look, rates={"encoder": 1.0, "decoder": 0.0})
@@ -360,9 +379,9 @@ def test_without_deep_supervision_only_the_finest_head_learns() -> None:
 def test_the_average_is_what_is_validated_and_kept() -> None:
     seen: list[dict[str, torch.Tensor]] = []
 
-    def look(network: nn.Module) -> DiceMeans:
+    def look(network: nn.Module) -> MeansByWay:
         seen.append({name: value.clone() for name, value in network.state_dict().items()})
-        return DiceMeans({1: 0.1 * len(seen)}, 0.1 * len(seen))
+        return _means(0.1 * len(seen))
 
     each = CONFIG.model_copy(update={"validate_every": 1})
     _train(_network(), each, validate=look)
@@ -382,4 +401,4 @@ def test_lower_precision_learns_with_weights_in_full_precision() -> None:
     result = _train(_network(), config, validate=_validate)
     assert {value.dtype for value in result.state.values()} == {torch.float32}
     assert result.validation is not None
-    assert result.validation.overall > 0.7
+    assert result.validation["never"].overall > 0.7
