@@ -116,7 +116,7 @@ def _take_up(config: StudyConfig, plan: Plan, manifests: Mapping[str, Manifest])
 
 
 def _read_pretrained(config: StudyConfig, plan: Plan) -> dict[str, Pretrained]:
-    entries = _read_json(files.join(config.folder, "pretrained.json")) or []
+    entries = _read_json(_pretrained_url(config)) or []
     known = {entry["name"]: Pretrained.model_validate(entry) for entry in entries}
     return {
         item.name: known[item.name].model_copy(update={"arms": item.arms, "tasks": item.tasks})
@@ -136,6 +136,10 @@ def _read_cells(config: StudyConfig, plan: Plan) -> dict[str, StudyCell]:
 
 def _about_url(config: StudyConfig) -> str:
     return files.join(config.folder, "study.json")
+
+
+def _pretrained_url(config: StudyConfig) -> str:
+    return files.join(config.folder, "pretrained.json")
 
 
 def _cell_url(config: StudyConfig, cell: Cell) -> str:
@@ -221,7 +225,7 @@ def _pretrain(
             state.failed[item.name] = result.reason
         else:
             state.pretrained[item.name] = result
-            _put_json(files.join(config.folder, "pretrained.json"), _pretrained(plan, state))
+            _put_json(_pretrained_url(config), _pretrained(config, plan, state))
         _tell(console, f"pretraining {number} of {len(left)}, {item.name}", result)
 
 
@@ -260,13 +264,12 @@ def _tell(console: Console, what: str, result: object) -> None:
 # ----------------------------------------------------------------------------------------------- what is told
 
 
-def _pretrained(plan: Plan, state: _State) -> list[dict[str, Any]]:
-    """The finished pretrainings in the plan's order."""
-    return [
-        state.pretrained[item.name].model_dump(mode="json")
-        for item in plan.pretrainings
-        if item.name in state.pretrained
-    ]
+def _pretrained(config: StudyConfig, plan: Plan, state: _State) -> list[dict[str, Any]]:
+    """The finished pretrainings in the plan's order, then those of a time when the plan was another."""
+    planned = {item.name for item in plan.pretrainings}
+    others = [entry for entry in _read_json(_pretrained_url(config)) or [] if entry["name"] not in planned]
+    finished = [name for name in (item.name for item in plan.pretrainings) if name in state.pretrained]
+    return [*(state.pretrained[name].model_dump(mode="json") for name in finished), *others]
 
 
 def _summary(config: StudyConfig, plan: Plan, state: _State, ledger: Ledger) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Who has looked at which patients: `<runs>/reporting/<dataset>.json`, a line per study and set of patients.
 
 Validation patients may be scored as often as one likes, which is counted. Test patients are scored by one
-study only: a second look, by another config, would choose among results.
+study only: a second look, by another config, would choose among results. What counts for a dataset is the
+config with its task alone: a study that grows by a task does not look again at the patients of the others.
 """
 
 from __future__ import annotations
@@ -40,6 +41,10 @@ class Ledger:
 
     def __init__(self, config: StudyConfig, manifests: Mapping[str, Manifest]) -> None:
         self._config, self.config_hash = config, config.hash(_WHERE_NOT_WHAT)
+        self._hashes = {
+            task.dataset: config.model_copy(update={"tasks": (task,)}).hash(_WHERE_NOT_WHAT)
+            for task in config.tasks
+        }
         self._patients = {
             task.dataset: getattr(split_manifest(manifests[task.dataset], config.split), config.part)
             for task in config.tasks
@@ -51,7 +56,7 @@ class Ledger:
             return
         for dataset, patients in self._patients.items():
             for look in self._overlapping(dataset):
-                if look.config != self.config_hash:
+                if look.config != self._hashes[dataset]:
                     seen = len(set(look.patients) & set(patients))
                     raise ConfigError(
                         f"{seen} of the {len(patients)} test patients of {dataset!r} were scored by the "
@@ -64,11 +69,12 @@ class Ledger:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         for dataset, patients in self._patients.items():
             looks = self._read(dataset)
-            if any(look.config == self.config_hash and look.patients == patients for look in looks):
+            config = self._hashes[dataset]
+            if any(look.config == config and look.patients == patients for look in looks):
                 continue
             new = Look(
                 study=self._config.name,
-                config=self.config_hash,
+                config=config,
                 part=self._config.part,
                 patients=patients,
                 first_at=now,

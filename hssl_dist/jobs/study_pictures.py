@@ -21,7 +21,7 @@ from hssl_dist.segmentation.study_pairs import mean_dice, paired, patient_dice
 from hssl_dist.store import Reader, open_reader, read_manifest
 
 
-def draw_study_cases(
+def draw_task_cases(
     cells: Sequence[StudyCell],
     arm: str,
     *,
@@ -30,32 +30,29 @@ def draw_study_cases(
     titles: Mapping[str, str],
     device: torch.device,
     overlap: float = 0.5,
-) -> list[Cases]:
-    """Of each task that has the arm beside scratch at some share: three cases, drawn with both models.
+) -> Cases | None:
+    """Of one task's cells: three cases, drawn with the arm's model and scratch's; None without a pair.
 
     The models are those of one subset and seed at the smallest share, the pair whose gain is the median of
     all pairs' (the lower of two), so that no lucky run stands for the arm; cases are ranked by the arm's
     Dice. Raises MissingError if a case is not in the store, and the errors of loading models.
     """
-    found = []
-    reader = open_reader(store.url)
-    for task in sorted({cell.task for cell in cells}):
-        pair = typical_pair([cell for cell in cells if cell.task == task], arm)
-        if pair is None:
-            continue
-        models = [load_stored_model(tracking, cell.model, device, overlap) for cell in pair]
-        records = _records(store, models[0])
-        others = {case.case: case for case in pair[1].cases}
-        rows = []
-        for rank, case in chosen_cases(pair[0].cases, _score).items():
-            if case.case not in records:
-                raise MissingError(
-                    f"case {case.case!r} of {task} is not in the store; use the one it was scored on"
-                )
-            cases = (case, others.get(case.case))
-            rows.append(_row(rank, cases, models, pair, (reader, records[case.case]), titles))
-        found.append(Cases(task, _about(pair[0], titles), models[0].card.classes, rows))
-    return found
+    pair = typical_pair(cells, arm)
+    if pair is None:
+        return None
+    task, reader = pair[0].task, open_reader(store.url)
+    models = [load_stored_model(tracking, cell.model, device, overlap) for cell in pair]
+    records = _records(store, models[0])
+    others = {case.case: case for case in pair[1].cases}
+    rows = []
+    for rank, case in chosen_cases(pair[0].cases, _score).items():
+        if case.case not in records:
+            raise MissingError(
+                f"case {case.case!r} of {task} is not in the store; use the one it was scored on"
+            )
+        cases = (case, others.get(case.case))
+        rows.append(_row(rank, cases, models, pair, (reader, records[case.case]), titles))
+    return Cases(task, _about(pair[0], titles), models[0].card.classes, rows)
 
 
 def typical_pair(cells: Sequence[StudyCell], arm: str) -> tuple[StudyCell, StudyCell] | None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hssl_dist import files
+from hssl_dist.errors import MissingError
 from hssl_dist.jobs.hardware import use_hardware
 from hssl_dist.jobs.lineage import code_version
 from hssl_dist.jobs.study_context import StudyContext
 from hssl_dist.jobs.study_embeddings import embedding_map
 from hssl_dist.jobs.study_outputs import write_outputs
-from hssl_dist.jobs.study_pictures import draw_study_cases
+from hssl_dist.jobs.study_pictures import draw_task_cases
 from hssl_dist.segmentation.study import Questions, StudyResults
 from hssl_dist.segmentation.study_cells import StudyCell
 from hssl_dist.segmentation.study_pairs import CellKey
@@ -26,7 +28,9 @@ if TYPE_CHECKING:
     from hssl_dist.jobs.study_cells import Pretrained
     from hssl_dist.jobs.study_plan import Plan
     from hssl_dist.records import Manifest
-    from hssl_dist.report.study import EmbeddingMap
+    from hssl_dist.report.study import Cases, EmbeddingMap
+
+Result = TypeVar("Result")
 
 TITLES = {
     "scratch": "Scratch",
@@ -53,9 +57,10 @@ def write_results(
 ) -> StudyResults:
     """Tables, JSON and page to the study's folder and its MLflow run; there must be a cell.
 
-    `manifests` are of all datasets it draws from. Raises the errors of reading models and cases.
+    `manifests` are of all datasets it draws from. Results outlive models and runs: what of the page needs one
+    that is gone is left out, and the page says so. Raises the errors of reading models and cases.
     """
-    device = use_hardware(config.threads)
+    device, warnings = use_hardware(config.threads), _warnings(summary)
     context = StudyContext(
         title=f"Study {config.name}",
         questions=Questions(
@@ -70,18 +75,10 @@ def write_results(
         ],
         selection=_selection(summary),
         lineage=_lineage(manifests, pretrained, summary),
-        cases=draw_study_cases(
-            cells,
-            config.claim,
-            store=config.store,
-            tracking=config.tracking,
-            titles=TITLES,
-            device=device,
-            overlap=config.overlap,
-        ),
-        embeddings=_embeddings(config, plan, manifests, pretrained, device),
-        health={item.name: metric_history(config.tracking, item.run_id) for item in pretrained},
-        warnings=_warnings(summary),
+        cases=_cases(config, cells, device, warnings),
+        embeddings=_embeddings(config, plan, manifests, pretrained, device, warnings),
+        health=_health(config, pretrained, warnings),
+        warnings=warnings,
     )
     results = write_outputs(config.results, cells, context)
     _log(config, summary["run_id"], console)
@@ -109,18 +106,52 @@ def _lineage(
     }
 
 
+def _unless_gone(what: str, make: Callable[[], Result], warnings: list[str]) -> Result | None:
+    """What is made; None and a warning if a model, a run or a case that it needs is gone."""
+    try:
+        return make()
+    except MissingError as error:
+        warnings.append(f"{what}: left out, {error}")
+        return None
+
+
+def _cases(
+    config: StudyConfig, cells: Sequence[StudyCell], device: torch.device, warnings: list[str]
+) -> list[Cases]:
+    """Pictures of each task that has the claim's arm beside scratch."""
+    drawn = []
+    for task in sorted({cell.task for cell in cells}):
+        make = partial(
+            draw_task_cases,
+            [cell for cell in cells if cell.task == task],
+            config.claim,
+            store=config.store,
+            tracking=config.tracking,
+            titles=TITLES,
+            device=device,
+            overlap=config.overlap,
+        )
+        drawn.append(_unless_gone(f"pictures of {task}", make, warnings))
+    return [cases for cases in drawn if cases is not None]
+
+
 def _embeddings(
     config: StudyConfig,
     plan: Plan,
     manifests: Mapping[str, Manifest],
     pretrained: Sequence[Pretrained],
     device: torch.device,
+    warnings: list[str],
 ) -> list[EmbeddingMap]:
     """Where the encoders that the claim's arm starts from put all cases, of the first seed that has them."""
     own = [item for item in pretrained if config.claim in item.arms]
     sizes = {item.name: item.config.sampling.patch_size for item in plan.pretrainings}
-    return [
-        embedding_map(
+    mapped = []
+    for item in own:
+        if item.seed != own[0].seed:
+            continue
+        make = partial(
+            embedding_map,
             f"{TITLES.get(config.claim, config.claim)}, seed {item.seed}, for {' and '.join(item.tasks)}",
             item.model,
             tuple(manifests),
@@ -129,9 +160,21 @@ def _embeddings(
             patch_size=sizes[item.name],
             device=device,
         )
-        for item in own
-        if item.seed == own[0].seed
-    ]
+        mapped.append(_unless_gone(f"embedding map of {item.name}", make, warnings))
+    return [found for found in mapped if found is not None]
+
+
+def _health(
+    config: StudyConfig, pretrained: Sequence[Pretrained], warnings: list[str]
+) -> dict[str, dict[str, list[tuple[int, float]]]]:
+    """Every metric of each pretraining."""
+    found = {}
+    for item in pretrained:
+        make = partial(metric_history, config.tracking, item.run_id)
+        history = _unless_gone(f"health curves of {item.name}", make, warnings)
+        if history is not None:
+            found[item.name] = history
+    return found
 
 
 def _warnings(summary: Mapping[str, Any]) -> list[str]:

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hssl_dist.errors import HsslError, TrackingError
+from hssl_dist.errors import HsslError, MissingError, TrackingError
 from hssl_dist.files.locks import only_one
 from hssl_dist.records import Lineage
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from mlflow import MlflowClient
+    from mlflow.entities import Run as MlflowRun
 
     from hssl_dist.config.parts import TrackingConfig
 
@@ -103,6 +104,16 @@ def refusals(config: TrackingConfig, action: str) -> Iterator[None]:
 def is_absent(error: Exception) -> bool:
     """Whether an MLflow error says that the thing asked for does not exist."""
     return getattr(error, "error_code", "") in {"RESOURCE_DOES_NOT_EXIST", "NOT_FOUND"}
+
+
+def known_run(client: MlflowClient, config: TrackingConfig, run_id: str) -> MlflowRun:
+    """The run of that id. Raises MissingError if the server does not know it."""
+    try:
+        return client.get_run(run_id)
+    except Exception as error:
+        if not is_absent(error):
+            raise
+        raise MissingError(f"no run {run_id!r} at {shown(config.uri)}; check the id") from error
 
 
 def reason(error: BaseException, limit: int = 200) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hssl_dist.tracking.client import connect, refusals
+from hssl_dist.tracking.client import connect, known_run, refusals
 
 if TYPE_CHECKING:
     from hssl_dist.config.parts import TrackingConfig
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 def metric_history(config: TrackingConfig, run_id: str) -> dict[str, list[tuple[int, float]]]:
     """Every metric of a run as `(step, value)` in order of steps; of a step logged twice, the last value.
 
-    Raises TrackingError if the server cannot be reached or does not know the run.
+    Raises MissingError if the server does not know the run, and TrackingError if it cannot be reached.
     """
     client = connect(config)
     with refusals(config, f"reading the metrics of the run {run_id!r}"):
         history: dict[str, list[tuple[int, float]]] = {}
-        for name in sorted(client.get_run(run_id).data.metrics):
+        for name in sorted(known_run(client, config, run_id).data.metrics):
             entries = sorted(client.get_metric_history(run_id, name), key=lambda entry: entry.timestamp)
             history[name] = sorted({int(entry.step): float(entry.value) for entry in entries}.items())
     return history

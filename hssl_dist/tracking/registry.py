@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from hssl_dist import files
 from hssl_dist.errors import CheckpointError, ConfigError, MissingError
-from hssl_dist.tracking.client import connect, is_absent, lineage_tags, refusals, shown
+from hssl_dist.tracking.client import connect, is_absent, known_run, lineage_tags, refusals, shown
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -130,12 +130,7 @@ def _fetch_from_run(config: TrackingConfig, uri: str) -> FetchedModel:
     run_id = uri.removeprefix("runs:/").strip("/")
     client = connect(config)
     with refusals(config, f"fetching {uri!r}"):
-        try:
-            run = client.get_run(run_id)
-        except Exception as error:
-            if not is_absent(error):
-                raise
-            raise MissingError(f"no run {run_id!r} at {shown(config.uri)}; check the id") from error
+        run = known_run(client, config, run_id)
         model = _newest_model(client, run.info.experiment_id, run_id)
         if model is None:
             raise MissingError(f"run {run_id} has registered no model; let it finish first")

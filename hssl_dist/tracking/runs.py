@@ -13,15 +13,24 @@ import re
 import tempfile
 import time
 from collections import deque
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from hssl_dist.console import Console
-from hssl_dist.errors import Interrupted
+from hssl_dist.errors import Interrupted, MissingError
 from hssl_dist.records import Lineage, canonical_json
-from hssl_dist.tracking.client import connect, experiment_id, lineage_tags, reason, refusals, shown
+from hssl_dist.tracking.client import (
+    connect,
+    experiment_id,
+    known_run,
+    lineage_tags,
+    reason,
+    refusals,
+    shown,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -135,7 +144,8 @@ def start_run(
     run_id: str | None = None,
     warn: Callable[[str], None] | None = None,
 ) -> Run:
-    """Start a run, or go on with `run_id` or with an unfinished run of the same name and config hash.
+    """Start a run, or go on with `run_id` (a new one if the server has lost it), or without it with an
+    unfinished run of the same name and config hash.
 
     `params` may be nested: keys become dotted paths. The run is nested under `config.parent`, if given.
     `warn` is told, once, when logging fails. Raises TrackingError if the server cannot be reached or refuses.
@@ -145,7 +155,12 @@ def start_run(
 
     with refusals(config, f"starting the run {name!r}"):
         experiment = experiment_id(client, config)
-        known = run_id or _unfinished(client, experiment, name, lineage.config_hash)
+        known = None
+        if run_id is None:
+            known = _unfinished(client, experiment, name, lineage.config_hash)
+        else:
+            with suppress(MissingError):
+                known = str(known_run(client, config, run_id).info.run_id)
         every_tag = {"hssl.run": name, **lineage_tags(lineage), **tags}
         if config.parent is not None:
             every_tag[_PARENT] = config.parent

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
+from hssl_dist.config.parts import TrackingConfig
 from hssl_dist.config.study import StudyConfig
 from hssl_dist.console import Console
 from hssl_dist.errors import ConfigError, Interrupted, MissingError
@@ -177,6 +178,31 @@ def test_a_study_grows_without_repeating_itself_but_does_not_change(folder: Path
         "run 'grows' was started with blobs/scratch.finetune.training.steps = 4, it is now 6; "
         "give another --name, or the values it was started with"
     )
+
+
+def test_a_study_that_loses_its_tracker_and_a_task_keeps_its_results(folder: Path, tmp_path: Path) -> None:
+    """Reported on one task, then on both with a new tracking server: no look more, no pretraining less."""
+    place = {"output": str(tmp_path / "studies"), "runs": str(tmp_path / "runs"), "part": "test"}
+    alone = tiny_study.config(folder, name="moves", tasks=tiny_study.BLOBS_ALONE, **place)
+    first = run(alone).summary
+    moved = TrackingConfig(uri=f"sqlite:///{tmp_path}/other.db")
+    other = {"dataset": "spots", "training": tiny_study.TRAINING, "pretrain_patch_size": (4, 8, 16)}
+    tasks = [*tiny_study.BLOBS_ALONE, other]
+    both = tiny_study.config(folder, name="moves", tasks=tasks, **place).model_copy(update={"tracking": moved})
+    outcome = run(both)
+    assert outcome.status == "done"
+    assert outcome.summary["run_id"] != first["run_id"]
+    assert outcome.summary["looks"] == {task: {"patients": 2, "looks": 1} for task in tiny_study.TASKS}
+    assert len(cells_of(both)) == 4
+    page = (Path(both.results) / "report.html").read_text()
+    assert "pictures of blobs: left out, " in page
+    assert "pictures of spots: left out, " not in page
+    assert len(list(csv.DictReader((Path(both.results) / "table.csv").read_text().splitlines()))) == 4
+    tuned = alone.model_copy(update={"part": "validation", "seeds": (0, 1)})
+    run(tuned)
+    known = {entry["name"] for entry in json.loads((Path(both.folder) / "pretrained.json").read_text())}
+    assert known == {item.name for config in (both, tuned) for item in Plan.of(config).pretrainings}
+    assert len(known) == 3
 
 
 # -------------------------------------------------------------------------------------------- stopped, failed

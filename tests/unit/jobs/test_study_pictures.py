@@ -16,7 +16,7 @@ from hssl_dist.config.parts import StoreConfig, TrackingConfig
 from hssl_dist.errors import CheckpointError, MissingError
 from hssl_dist.jobs.demo_pictures import draw_cases
 from hssl_dist.jobs.study_embeddings import central_region, embed, embedding_map, load_encoder
-from hssl_dist.jobs.study_pictures import draw_study_cases, typical_pair
+from hssl_dist.jobs.study_pictures import draw_task_cases, typical_pair
 from hssl_dist.networks.pretraining import pool
 from hssl_dist.networks.weights import save_model
 from hssl_dist.segmentation.study_cells import CaseDice
@@ -62,7 +62,8 @@ def test_three_cases_are_drawn_with_both_models(tmp_path: Path) -> None:
     ]
     store = StoreConfig(url=str(tmp_path / "store"))
     titles = {"multi": "HSSL"}
-    (found,) = draw_study_cases(cells, "multi", store=store, tracking=TRACKING, titles=titles, device=CPU)
+    found = draw_task_cases(cells, "multi", store=store, tracking=TRACKING, titles=titles, device=CPU)
+    assert found is not None
     assert (found.task, dict(found.classes)) == ("blobs", {1: "bright", 2: "dark"})
     assert [[picture.caption for picture in row] for row in found.rows] == [
         ["Best: p1, HSSL, Dice 90.0", "Best: p1, scratch, Dice 45.0"],
@@ -72,9 +73,11 @@ def test_three_cases_are_drawn_with_both_models(tmp_path: Path) -> None:
     pngs = [picture.png for row in found.rows for picture in row]
     assert all(png.startswith(b"\x89PNG") for png in pngs)
     assert len(set(pngs)) == 6
+    alone = draw_task_cases(cells[:1], "multi", store=store, tracking=TRACKING, titles=titles, device=CPU)
+    assert alone is None
     gone = [one.model_copy(update={"cases": (scored("other", "x", 0.5),)}) for one in cells]
     with pytest.raises(MissingError, match="case 'other' of blobs is not in the store"):
-        draw_study_cases(gone, "multi", store=store, tracking=TRACKING, titles={}, device=CPU)
+        draw_task_cases(gone, "multi", store=store, tracking=TRACKING, titles={}, device=CPU)
 
 
 def test_the_demo_draws_each_chosen_case_in_three_tiles(tmp_path: Path) -> None:

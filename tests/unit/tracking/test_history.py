@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from hssl_dist.config.parts import TrackingConfig
-from hssl_dist.errors import TrackingError
+from hssl_dist.errors import MissingError
 from hssl_dist.records import Lineage
 from hssl_dist.tracking import start_run
 from hssl_dist.tracking.history import metric_history
@@ -24,5 +24,5 @@ def test_metrics_come_back_in_order_of_steps_and_later_values_win(tmp_path: Path
         "level/accuracy": [(10, 0.5), (20, 0.5), (30, 0.5)],
         "loss": [(10, 3.0), (20, 2.0), (30, 0.25)],
     }
-    with pytest.raises(TrackingError, match="reading the metrics of the run 'nowhere'"):
+    with pytest.raises(MissingError, match=r"no run 'nowhere' at sqlite:///.*; check the id"):
         metric_history(tracking, "nowhere")

@@ -90,6 +90,14 @@ def test_unfinished_run_of_same_name_and_config_goes_on(tracking: TrackingConfig
     assert _start(tracking, "resumed").id != first.id
 
 
+def test_a_run_goes_on_by_its_id_and_one_that_the_server_has_lost_starts_anew(tracking: TrackingConfig):
+    first = _start(tracking, "by-id")
+    first.finish("done")
+    assert start_run(tracking, "by-id", {}, {}, LINEAGE, run_id=first.id).id == first.id
+    lost = start_run(tracking, "by-id", {}, {}, LINEAGE, run_id="0" * 32)
+    assert lost.id not in {first.id, "0" * 32}
+
+
 @pytest.mark.parametrize(
     ("error", "status"),
     [(None, "FINISHED"), (ValueError, "FAILED"), (Interrupted, "KILLED"), (KeyboardInterrupt, "KILLED")],
