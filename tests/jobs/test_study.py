@@ -185,10 +185,10 @@ def test_a_study_that_loses_its_tracker_and_a_task_keeps_its_results(folder: Pat
     place = {"output": str(tmp_path / "studies"), "runs": str(tmp_path / "runs"), "part": "test"}
     alone = tiny_study.config(folder, name="moves", tasks=tiny_study.BLOBS_ALONE, **place)
     first = run(alone).summary
-    moved = TrackingConfig(uri=f"sqlite:///{tmp_path}/other.db")
     other = {"dataset": "spots", "training": tiny_study.TRAINING, "pretrain_patch_size": (4, 8, 16)}
     tasks = [*tiny_study.BLOBS_ALONE, other]
-    both = tiny_study.config(folder, name="moves", tasks=tasks, **place).model_copy(update={"tracking": moved})
+    moved = {"tracking": TrackingConfig(uri=f"sqlite:///{tmp_path}/other.db")}
+    both = tiny_study.config(folder, name="moves", tasks=tasks, **place, **moved)
     outcome = run(both)
     assert outcome.status == "done"
     assert outcome.summary["run_id"] != first["run_id"]
