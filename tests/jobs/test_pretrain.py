@@ -6,14 +6,14 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 from hssl_dist import files
-from hssl_dist.config.parts import StoreConfig, TrackingConfig
+from hssl_dist.config.parts import RayConfig, StoreConfig, TrackingConfig
 from hssl_dist.config.pretrain import PretrainConfig
 from hssl_dist.console import Console
 from hssl_dist.errors import ConfigError, MissingError, NonFiniteError
@@ -129,9 +129,9 @@ def test_runs_may_live_on_an_object_store(root: Path, whole: tuple[Outcome, str]
 # ------------------------------------------------------------------------------------------- real processes
 
 
-def command(root: Path, name: str) -> list[str]:
+def command(root: Path, name: str, **changes: Any) -> list[str]:
     path = root / f"{name}.json"
-    path.write_text(settings(root, name).model_dump_json())
+    path.write_text(settings(root, name, **changes).model_dump_json())
     return [sys.executable, "-m", "hssl_dist.pretrain", "--config", str(path), "--json"]
 
 
@@ -140,27 +140,24 @@ def start(words: list[str]) -> "subprocess.Popen[str]":
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
-@pytest.fixture
-def stopped(root: Path) -> Iterator[tuple[int, str]]:
-    """Exit status and standard error of a run that got SIGTERM after its second step."""
-    process = start(command(root, "stopped"))
+def stop_after_two_steps(words: list[str]) -> tuple[int, str]:
+    """Exit status and standard error of a run that gets SIGTERM after its second step."""
+    process = start(words)
     lines = []
     assert process.stderr is not None
     try:
         for line in process.stderr:
             lines.append(line)
-            if line.startswith("step 2 of 7: loss"):
+            if line.startswith("step 2 of ") and ": loss " in line:
                 process.send_signal(signal.SIGTERM)
-        yield process.wait(timeout=60), "".join(lines)
+        return process.wait(timeout=60), "".join(lines)
     finally:
         process.kill()
         process.communicate()
 
 
-def test_sigterm_saves_a_checkpoint_and_a_rerun_ends_the_run(
-    root: Path, whole: tuple[Outcome, str], stopped: tuple[int, str]
-) -> None:
-    status, said = stopped
+def test_sigterm_saves_a_checkpoint_and_a_rerun_ends_the_run(root: Path, whole: tuple[Outcome, str]) -> None:
+    status, said = stop_after_two_steps(command(root, "stopped"))
     assert status == 3, said
     assert "Traceback" not in said
     step = CheckpointStore(str(root / "runs" / "stopped" / "checkpoints")).latest()
@@ -215,3 +212,21 @@ def test_an_error_that_a_restart_cannot_help_comes_out_of_ray_as_itself(root: Pa
     bad = config().encoder.model_copy(update={"learning_rate": 1e30, "warmup_steps": 0, "clip_norm": 1e30})
     with pytest.raises(NonFiniteError, match=r"^step \d: not finite: "):
         run(settings(root, "bad", runner="ray", workers=2, encoder=bad))
+
+
+@on_ray
+def test_sigterm_saves_a_checkpoint_on_ray_and_the_run_goes_on_without_it(root: Path) -> None:
+    """Of a run too long to end by itself before the workers hear of the signal."""
+    long = config().encoder.model_copy(update={"steps": 400})
+    address = ray.get_runtime_context().gcs_address
+    there = {"runner": "ray", "workers": 2, "ray": RayConfig(address=address), "encoder": long}
+    status, said = stop_after_two_steps(command(root, "stopped-on-ray", **there))
+    assert status == 3, said
+    assert "Traceback" not in said
+    assert "asked to stop: saving a checkpoint" in said
+    step = CheckpointStore(str(root / "runs" / "stopped-on-ray" / "checkpoints")).latest()
+    assert step is not None
+    assert 2 <= step < 400
+    outcome, said = run(settings(root, "stopped-on-ray", encoder=long))
+    assert outcome.status == "done"
+    assert said.startswith(f"going on from the checkpoint of step {step}\nstep {step + 1} of 4")
