@@ -87,11 +87,13 @@ class ArmConfig(Part):
     transfer: Changes = Field(default={})
     """What it changes of a task's `training`; more than `encoder_rate`, `decoder_rate`, `layer_decay` and
     `freeze_steps`, which concern only what is taken from a model, with `unmatched_budgets` alone."""
+    network: Changes = Field(default={})
+    """What it changes of a task's network, with `unmatched_budgets` alone."""
 
     @model_validator(mode="after")
     def _scratch_is_not_pretrained(self) -> Self:
         given = {key for key in type(self).model_fields if getattr(self, key) != _default(self, key)}
-        if self.start == SCRATCH and (odd := sorted(given - {"name", "start", "transfer"})):
+        if self.start == SCRATCH and (odd := sorted(given - {"name", "start", "transfer", "network"})):
             raise ValueError(
                 f"arm {self.name!r} starts from scratch, where {odd[0]!r} means nothing; leave it out"
             )
@@ -293,20 +295,20 @@ class StudyConfig(JobConfig):
             self._check_budgets(samples)
         return self
 
-    def network(self, task: TaskConfig) -> NetworkConfig:
-        """The network of a task's cells and pretrainings."""
-        return task.network or self.pretrain.network
+    def network(self, arm: ArmConfig, task: TaskConfig) -> NetworkConfig:
+        """The network of an arm's cells and pretrainings for a task. Raises ValueError, in one line."""
+        return over(task.network or self.pretrain.network, arm.network, f"arm {arm.name!r}: network.")
 
     def learning(self, arm: ArmConfig, task: TaskConfig) -> LearningConfig:
         """What the arm's pretraining for a task learns. Raises ValueError, in one line."""
         try:
-            return arm.learning(task.learning(self.pretrain))
+            return over(arm.learning(task.learning(self.pretrain)), {"network": self.network(arm, task)})
         except ValueError as error:
             raise ValueError(f"arm {arm.name!r} for task {task.dataset!r}: {error}") from None
 
     def _check_patches(self, task: TaskConfig) -> None:
-        reduction = self.network(task).reduction
-        for size in (arm.training(task).patch_size for arm in self.arms):
+        for arm in self.arms:
+            size, reduction = arm.training(task).patch_size, self.network(arm, task).reduction
             if any(voxels % factor for voxels, factor in zip(size, reduction, strict=True)):
                 raise ValueError(
                     f"task {task.dataset!r}: training.patch_size {size} is not a multiple of the network's "
@@ -323,8 +325,10 @@ class StudyConfig(JobConfig):
                     "global_batch must agree, or set unmatched_budgets"
                 )
         for arm in self.arms:
-            if odd := sorted(arm.transfer.keys() - _TRANSFER_RATES):
+            own = [f"transfer.{key}" for key in sorted(arm.transfer.keys() - _TRANSFER_RATES)]
+            own += [f"network.{key}" for key in sorted(arm.network)]
+            if own:
                 raise ValueError(
-                    f"arm {arm.name!r} has a transfer.{odd[0]} of its own; all arms of a task are fine-tuned "
-                    "alike: leave it out, or set unmatched_budgets"
+                    f"arm {arm.name!r} has a {own[0]} of its own; all arms of a task are fine-tuned alike: "
+                    "leave it out, or set unmatched_budgets"
                 )

@@ -136,7 +136,7 @@ def finetune_config(config: StudyConfig, cell: Cell, model: str) -> FinetuneConf
         split=config.split,
         training=cell.arm.training(cell.task),
         checkpoint=config.checkpoint,
-        network=config.network(cell.task),
+        network=config.network(cell.arm, cell.task),
         store=config.store,
         cache=config.cache,
         runs=config.runs,

@@ -10,11 +10,13 @@ import yaml
 
 from hssl_dist.config.finetune import AugmentationConfig, SupervisedConfig
 from hssl_dist.config.loading import load_config
+from hssl_dist.config.network import NetworkConfig
 from hssl_dist.config.pretrain import LearningConfig, ObjectiveConfig, StageConfig
 from hssl_dist.config.study import DEFAULT_ARMS, StudyConfig
 from hssl_dist.errors import ConfigError
 
 TASK = {"dataset": "heart"}
+WIDE = {"like": "scratch", "name": "wide", "network": {"widths": [32, 64, 128, 256, 256]}}
 
 
 def load(folder: Path, *words: str, **values: Any) -> StudyConfig:
@@ -151,6 +153,14 @@ def test_a_task_s_network_and_views_are_those_of_its_pretrainings(tmp_path: Path
             "arm 'scratch' has a transfer.steps of its own; all arms of a task are fine-tuned alike: leave "
             "it out, or set unmatched_budgets",
         ),
+        (
+            {"arms": ["scratch", WIDE]},
+            "arm 'wide' has a network.widths of its own; all arms of a task are fine-tuned alike: leave",
+        ),
+        (
+            {"arms": ["scratch", WIDE | {"network": {"widths": [4]}}], "unmatched_budgets": True},
+            "arm 'wide': network.strides has 5 entries, widths has 1; give as many",
+        ),
     ],
 )
 def test_what_is_refused_is_told_in_one_line(tmp_path: Path, values: dict[str, Any], message: str) -> None:
@@ -191,6 +201,18 @@ def test_changes_may_be_of_any_key_and_of_parts_of_parts(tmp_path: Path) -> None
     assert objective == ObjectiveConfig(projection_size=3, depths=(0, 1))
     training = config.arms[1].training(config.tasks[0])
     assert training == SupervisedConfig(augmentation=AugmentationConfig(flip=0.0))
+
+
+def test_an_arm_may_have_a_network_of_its_own_also_in_its_pretraining(tmp_path: Path) -> None:
+    pretrained = WIDE | {"like": "hssl-multi", "name": "wide-multi"}
+    config = load(tmp_path, arms=["scratch", WIDE, pretrained], unmatched_budgets=True)
+    task = config.tasks[0]
+    wide = NetworkConfig(widths=tuple(WIDE["network"]["widths"]))
+    assert [config.network(arm, task) for arm in config.arms] == [NetworkConfig(), wide, wide]
+    assert config.learning(config.arms[2], task).network == wide
+    coarse = WIDE | {"network": {"strides": [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2], [7, 2, 2]]}}
+    with pytest.raises(ConfigError, match=r"not a multiple of the network's reduction \(56, 16, 16\)"):
+        load(tmp_path, arms=["scratch", coarse], unmatched_budgets=True)
 
 
 def test_samples_are_those_of_both_stages() -> None:

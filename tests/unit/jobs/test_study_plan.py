@@ -75,6 +75,16 @@ def test_a_task_s_own_network_has_its_own_pretraining() -> None:
     assert networks == {"blobs": NETWORK, "spots": wide}
 
 
+def test_an_arm_s_own_network_is_that_of_its_pretraining_and_its_cells() -> None:
+    wide = {"like": "hssl-multi", "name": "wide", "network": {"widths": [4, 12]}}
+    study = config(ROOT, arms=["scratch", "hssl-multi", wide], unmatched_budgets=True)
+    plan = Plan.of(study)
+    widths = {arm: p.config.network.widths for p in plan.pretrainings for arm in p.arms}
+    assert widths == {"hssl-multi": NETWORK.widths, "wide": (4, 12)}
+    tuned = {cell.arm.name: finetune_config(study, cell, "scratch").network.widths for cell in plan.cells}
+    assert tuned == widths | {"scratch": NETWORK.widths}
+
+
 def test_pretraining_never_sees_test_patients_and_its_name_follows_its_content() -> None:
     study = config(ROOT)
     (pretraining,) = Plan.of(study).pretrainings
