@@ -79,23 +79,35 @@ def run(config: StudyConfig, console: Console) -> Outcome:
     state = _take_up(config, plan, manifests)
     ledger = Ledger(config, manifests)
     ledger.check()
-    left = state.left(plan)
-    if left:
-        with stop_requests() as should_stop:
-            _go_on(config, manifests, state, ledger, console, should_stop)
+    if state.left(plan):
+        try:
+            with stop_requests() as should_stop:
+                _go_on(config, manifests, state, ledger, console, should_stop)
+        except Interrupted:
+            _report(config, plan, manifests, state, ledger, console)
+            raise
+    summary = _report(config, plan, manifests, state, ledger, console)
+    return _conclude(config, plan, state, summary, round(time.monotonic() - start_s, 1))
+
+
+def _report(
+    config: StudyConfig,
+    plan: Plan,
+    manifests: Mapping[str, Manifest],
+    state: _State,
+    ledger: Ledger,
+    console: Console,
+) -> dict[str, Any]:
+    """The summary; it is written, and so are tables and page of the cells there are."""
     summary = _summary(config, plan, state, ledger)
     _put_json(files.join(config.results, "summary.json"), summary)
-    if state.cells and (left or not files.exists(files.join(config.results, PAGE))):
-        write_results(
-            config,
-            plan,
-            manifests,
-            [state.cells[cell.id] for cell in plan.cells if cell.id in state.cells],
-            [state.pretrained[item.name] for item in plan.pretrainings if item.name in state.pretrained],
-            summary,
-            console,
-        )
-    return _conclude(config, plan, state, summary, round(time.monotonic() - start_s, 1))
+    if state.cells:
+        cells = [state.cells[cell.id] for cell in plan.cells if cell.id in state.cells]
+        pretrained = [
+            state.pretrained[item.name] for item in plan.pretrainings if item.name in state.pretrained
+        ]
+        write_results(config, plan, manifests, cells, pretrained, summary, console)
+    return summary
 
 
 def _datasets(config: StudyConfig) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from hssl_dist import files
 from hssl_dist.config.finetune import SCRATCH
 from hssl_dist.errors import Interrupted
 from hssl_dist.jobs import evaluate, finetune, pretrain
+from hssl_dist.jobs.lineage import code_version
 from hssl_dist.jobs.study_plan import Cell, Pretraining, evaluate_config, finetune_config
 from hssl_dist.records import Record
 from hssl_dist.segmentation.study_cells import CaseDice, StudyCell
@@ -94,4 +95,5 @@ def run_cell(config: StudyConfig, models: Mapping[str, str], cell: Cell, console
         model=tuned["model"],
         run_id=tuned["run_id"],
         parent_model=None if model == SCRATCH else model,
+        code_version=code_version(),
     )

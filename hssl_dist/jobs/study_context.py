@@ -19,6 +19,7 @@ class StudyContext:
     `titles` are what arms are called on the page (their own names without one); `planned` the cells the study
     should have (None: all arms crossed with all subsets and seeds). `selection` says what was chosen on whom,
     and how often the reporting split was looked at. `health` has metric histories by pretraining run.
+    `made_of` is a hash of all that the outputs are made of.
     """
 
     title: str
@@ -33,3 +34,4 @@ class StudyContext:
     embeddings: Sequence[EmbeddingMap] = ()
     health: Mapping[str, Mapping[str, Curve]] = field(default_factory=dict)
     warnings: Sequence[str] = ()
+    made_of: str = ""

@@ -25,6 +25,8 @@ _WHERE_NOT_WHAT = {
 }  # fmt: skip
 """Keys that do not make a study another one."""
 
+_INSTEAD = {"test": "report that one", "validation": "keep the split that it was tuned with"}
+
 
 class Look(Record):
     """A study that scored patients: when it first did so (UTC), under which config."""
@@ -51,18 +53,24 @@ class Ledger:
         }
 
     def check(self) -> None:
-        """Raise ConfigError if a study of another config has scored some of the test patients."""
-        if self._config.part != "test" or self._config.look_again:
-            return
+        """Raise ConfigError if a task has no patient to score, or if some of its test patients were scored by
+        a study of another config, as test patients or, by another split, as validation patients.
+        """
+        part = self._config.part
         for dataset, patients in self._patients.items():
+            if not patients:
+                raise ConfigError(f"{dataset!r} has no {part} patient to score; change split or part")
+            if part == "validation" or self._config.look_again:
+                continue
             for look in self._overlapping(dataset):
-                if look.config != self._hashes[dataset]:
-                    seen = len(set(look.patients) & set(patients))
-                    raise ConfigError(
-                        f"{seen} of the {len(patients)} test patients of {dataset!r} were scored by the "
-                        f"study {look.study!r} of another config ({look.config[:8]}) on {look.first_at}; "
-                        "report that one, or set look_again, which the report tells"
-                    )
+                if look.part == "test" and look.config == self._hashes[dataset]:
+                    continue
+                seen = len(set(look.patients) & set(patients))
+                raise ConfigError(
+                    f"{seen} of the {len(patients)} test patients of {dataset!r} were scored as {look.part} "
+                    f"patients by the study {look.study!r} of another config ({look.config[:8]}) on "
+                    f"{look.first_at}; {_INSTEAD[look.part]}, or set look_again, which the report tells"
+                )
 
     def note(self) -> None:
         """Write that this study looks, before it does; once for a config and its patients."""
@@ -83,19 +91,21 @@ class Ledger:
             files.write(self._url(dataset), (json.dumps(entries, indent=1) + "\n").encode())
 
     def summary(self) -> dict[str, Any]:
-        """By dataset: how many patients are scored, and how many configs have scored some of them so far."""
+        """By dataset: how many patients are scored, and how many configs have scored some of them so far;
+        of test patients also those that scored them as validation patients.
+        """
         return {
             dataset: {"patients": len(patients), "looks": len(self._overlapping(dataset))}
             for dataset, patients in self._patients.items()
         }
 
     def _overlapping(self, dataset: str) -> list[Look]:
-        """The looks at some of the patients of the study's part."""
-        patients = set(self._patients[dataset])
+        """The looks at some of the patients; a study on validation patients does not mind those of tests."""
+        patients, test = set(self._patients[dataset]), self._config.part == "test"
         return [
             look
             for look in self._read(dataset)
-            if look.part == self._config.part and patients & set(look.patients)
+            if (test or look.part == "validation") and patients & set(look.patients)
         ]
 
     def _read(self, dataset: str) -> Sequence[Look]:

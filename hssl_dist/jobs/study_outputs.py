@@ -33,8 +33,8 @@ def write_outputs(output: str, cells: Sequence[StudyCell], context: StudyContext
     texts = {
         "cells.csv": cells_csv(cells),
         "table.csv": table_csv(results),
-        "results.json": results_json(results, context),
         "report.html": study_page(results, context),
+        "results.json": results_json(results, context),  # the last: it says of what all of them were made
     }
     for name, text in texts.items():
         files.write(files.join(output, name), text.encode())
@@ -95,6 +95,7 @@ def results_json(results: StudyResults, context: StudyContext) -> str:
         "title": context.title,
         "part": results.part,
         "config_hash": context.config_hash,
+        "made_of": context.made_of,
         "lineage": context.lineage,
         "selection": dict(context.selection),
         "questions": {

@@ -24,7 +24,8 @@ _NOTHING = Value(math.nan)
 
 def study_page(results: StudyResults, context: StudyContext) -> str:
     """The report of a study as one HTML page."""
-    words = _Words(results, {arm: context.titles.get(arm, arm) for arm in results.arms})
+    named_arms = dict.fromkeys((SCRATCH_ARM, *results.arms, results.questions.main_arm))
+    words = _Words(results, {arm: context.titles.get(arm, arm) for arm in named_arms})
     verdicts = [(verdict.contrast.first.task, words.statements(verdict)) for verdict in results.verdicts]
     data = StudyData(
         title=context.title,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,7 +15,8 @@ from hssl_dist.jobs.study_context import StudyContext
 from hssl_dist.jobs.study_embeddings import embedding_map
 from hssl_dist.jobs.study_outputs import write_outputs
 from hssl_dist.jobs.study_pictures import draw_task_cases
-from hssl_dist.segmentation.study import Questions, StudyResults
+from hssl_dist.records import content_hash
+from hssl_dist.segmentation.study import Questions
 from hssl_dist.segmentation.study_cells import StudyCell
 from hssl_dist.segmentation.study_pairs import CellKey
 from hssl_dist.tracking import attach_run
@@ -42,8 +44,8 @@ TITLES = {
 }
 """What the page calls the default arms; others have their own names."""
 
-PAGE = "report.html"
-_TEXTS = ("cells.csv", "table.csv", "results.json", PAGE)
+PAGE, RESULTS = "report.html", "results.json"
+_TEXTS = ("cells.csv", "table.csv", PAGE, RESULTS)
 
 
 def write_results(
@@ -54,12 +56,18 @@ def write_results(
     pretrained: Sequence[Pretrained],
     summary: Mapping[str, Any],
     console: Console,
-) -> StudyResults:
-    """Tables, JSON and page to the study's folder and its MLflow run; there must be a cell.
+) -> None:
+    """Tables, JSON and page to the study's folder and its MLflow run; there must be a cell. What is there of
+    the same cells and summary stays.
 
     `manifests` are of all datasets it draws from. Results outlive models and runs: what of the page needs one
     that is gone is left out, and the page says so. Raises the errors of reading models and cases.
     """
+    made_of = content_hash(
+        {"summary": dict(summary), "cells": [cell.model_dump(mode="json") for cell in cells]}
+    )
+    if made_of == _made_of(config):
+        return
     device, warnings = use_hardware(config.threads), _warnings(summary)
     context = StudyContext(
         title=f"Study {config.name}",
@@ -74,20 +82,31 @@ def write_results(
             for cell in plan.cells
         ],
         selection=_selection(summary),
-        lineage=_lineage(manifests, pretrained, summary),
+        lineage=_lineage(manifests, pretrained, cells, summary),
         cases=_cases(config, cells, device, warnings),
         embeddings=_embeddings(config, plan, manifests, pretrained, device, warnings),
         health=_health(config, pretrained, warnings),
         warnings=warnings,
+        made_of=made_of,
     )
-    results = write_outputs(config.results, cells, context)
+    write_outputs(config.results, cells, context)
     _log(config, summary["run_id"], console)
-    return results
+
+
+def _made_of(config: StudyConfig) -> str | None:
+    """The hash of what the results that are there were made of; None if one of them is not there."""
+    urls = [files.join(config.results, name) for name in _TEXTS]
+    if not all(files.exists(url) for url in urls):
+        return None
+    found: str | None = json.loads(files.read(files.join(config.results, RESULTS))).get("made_of")
+    return found
 
 
 def _selection(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What was chosen on whom, and who has looked at the patients that are scored."""
     said = [("chosen on validation patients", "the best step of each fine-tuning")]
+    if summary["part"] == "validation" and summary["pretrained"]:
+        said.append(("seen, unlabelled, by pretraining", "the images of the validation patients"))
     for dataset, found in summary["looks"].items():
         looks = found["looks"]
         told = f"{found['patients']}, scored under {looks} config{'' if looks == 1 else 's'} so far"
@@ -96,13 +115,17 @@ def _selection(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _lineage(
-    manifests: Mapping[str, Manifest], pretrained: Sequence[Pretrained], summary: Mapping[str, Any]
+    manifests: Mapping[str, Manifest],
+    pretrained: Sequence[Pretrained],
+    cells: Sequence[StudyCell],
+    summary: Mapping[str, Any],
 ) -> dict[str, Any]:
     return {
         "run": summary["run_id"],
         "manifests": {name: manifest.sha256 for name, manifest in sorted(manifests.items())},
         "pretrained": {item.name: item.model for item in pretrained},
-        "code": code_version(),
+        "code of the cells": ", ".join(sorted({cell.code_version for cell in cells})),
+        "code of this report": code_version(),
     }
 
 

@@ -101,10 +101,12 @@ def headline(arm: str, scratch: str, gains: Sequence[Statement]) -> str:
     """The primary comparisons of all tasks in a sentence."""
     shown = sum(statement.outcome == "above" for statement in gains)
     worse = sum(statement.outcome == "below" for statement in gains)
+    unknown = sum(statement.outcome == "unknown" for statement in gains)
     tasks = f"{len(gains)} task{'' if len(gains) == 1 else 's'}"
     gain_of = f"With the fewest labels, the interval of the gain of {arm} over {scratch}"
     said = f"{gain_of} lies above 0 on {shown} of {tasks}"
-    return f"{said}, and below 0 on {worse}." if worse else f"{said}."
+    said += f", and below 0 on {worse}" if worse else ""
+    return f"{said}; on {unknown} it is not known." if unknown else f"{said}."
 
 
 def between(first: str, other: str, fraction: float, found: Value, p: float, level: str) -> Statement:

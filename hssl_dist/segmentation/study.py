@@ -24,7 +24,17 @@ from hssl_dist.segmentation.intervals import HierarchicalEstimate, hierarchical
 from hssl_dist.segmentation.multiplicity import holm, two_sided_p
 from hssl_dist.segmentation.study_cells import SCRATCH_ARM, StudyCell
 from hssl_dist.segmentation.study_convergence import Convergence, convergence
-from hssl_dist.segmentation.study_pairs import CellKey, Group, Pairing, Run, Runs, grouped, missing, paired
+from hssl_dist.segmentation.study_pairs import (
+    CellKey,
+    Group,
+    Pairing,
+    Run,
+    Runs,
+    grouped,
+    key_of,
+    missing,
+    paired,
+)
 from hssl_dist.segmentation.study_power import Power, power_of
 
 ALL_LABELS = 1.0
@@ -37,9 +47,10 @@ _NONE = HierarchicalEstimate(math.nan, math.nan, math.nan, (0, 0, 0), math.nan, 
 class Questions:
     """What a study was made to answer, fixed before its cells are seen.
 
-    `main_arm` against scratch at the smallest share, once per task, are the primary comparisons; `pairs` are
-    differences, first minus second, between other arms. `arms` is their order on the page; those it lacks
-    follow by name. `difference` is the Dice the power is computed for.
+    `main_arm` against scratch at the smallest share that is planned, once per task, are the primary
+    comparisons, also where cells for one are missing: its answer is not known then. `pairs` are differences,
+    first minus second, between other arms. `arms` is their order on the page; those it lacks follow by name.
+    `difference` is the Dice the power is computed for.
     """
 
     main_arm: str
@@ -163,7 +174,9 @@ def summarise_study(
         pairs=tuple(adjusted[len(to_scratch) :]),
         gaps=tuple(work.gaps(groups)),
         convergence=convergence(cells, settings),
-        verdicts=_verdicts(tasks, questions.main_arm, to_scratch),
+        verdicts=_verdicts(
+            _claims(questions.main_arm, planned or [key_of(cell) for cell in cells]), to_scratch
+        ),
         comparisons=sum(not math.isnan(contrast.p) for contrast in adjusted),
     )
 
@@ -254,15 +267,20 @@ def _labelled(cells: Iterable[StudyCell]) -> dict[Group, tuple[int, int]]:
     return {group: (min(found), max(found)) for group, found in counts.items()}
 
 
-def _verdicts(
-    tasks: Iterable[str], main_arm: str, to_scratch: Mapping[Group, Contrast]
-) -> tuple[Verdict, ...]:
-    """Of each task the main arm's difference at its smallest share, if there is one."""
-    primary = []
-    for task in tasks:
-        of_task = [group for group in to_scratch if (group.task, group.arm) == (task, main_arm)]
-        if of_task:
-            primary.append(to_scratch[min(of_task, key=lambda group: group.fraction)])
+def _claims(main_arm: str, planned: Iterable[CellKey]) -> list[Group]:
+    """The main arm of each task that has it, at the task's smallest share."""
+    keys = sorted(planned, key=lambda key: (key.task, key.fraction))
+    smallest = {key.task: key.fraction for key in reversed(keys)}
+    having = {key.task for key in keys if key.arm == main_arm}
+    return [Group(task, smallest[task], main_arm) for task in sorted(having)]
+
+
+def _verdicts(claims: Iterable[Group], to_scratch: Mapping[Group, Contrast]) -> tuple[Verdict, ...]:
+    """Of each claim the difference to scratch; NaN where cells for it are missing."""
+    primary = [
+        to_scratch.get(group) or Contrast(group, group._replace(arm=SCRATCH_ARM), _NONE, (), 0, math.nan)
+        for group in claims
+    ]
     adjusted = holm([contrast.p for contrast in primary])
     return tuple(Verdict(contrast, p) for contrast, p in zip(primary, adjusted, strict=True))
 

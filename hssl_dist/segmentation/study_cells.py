@@ -47,3 +47,5 @@ class StudyCell(BaseModel):
     run_id: str
     parent_model: str | None
     """Registry version it was fine-tuned from; None from scratch."""
+    code_version: str = "unknown"
+    """Of this package, when the cell was finished; unknown in cells of before it was kept."""

@@ -67,7 +67,7 @@ def complete_block(
     """The entries left once no combination is missing, and how many units of each level were left out for it.
 
     Time and again the unit that lacks the largest share of its combinations is left out, of equal ones that
-    of the first level and the first by name.
+    of the first level and the first by name; never the only unit of a level.
     """
     left = dict(differences)
     dropped = dict.fromkeys(LEVELS, 0)
@@ -76,7 +76,8 @@ def complete_block(
         if not gaps.any():
             return left, dropped
         shares = [gaps.mean(axis=tuple({0, 1, 2} - {axis})) for axis in range(gaps.ndim)]
-        axis = int(np.argmax([share.max() for share in shares]))
+        several = [share.max() if len(share) > 1 else 0.0 for share in shares]
+        axis = int(np.argmax(several))
         names = sorted({key[axis] for key in left})
         worst = names[int(np.argmax(shares[axis]))]
         left = {key: value for key, value in left.items() if key[axis] != worst}

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
+from hssl_dist.config.evaluate import IntervalConfig
 from hssl_dist.config.parts import TrackingConfig
 from hssl_dist.config.study import StudyConfig
 from hssl_dist.console import Console
@@ -248,10 +249,28 @@ def test_a_study_that_is_asked_to_stop_keeps_what_it_has(folder: Path) -> None:
     with pytest.raises(Interrupted, match="what is done is kept; run it again to go on"):
         run(config, StoppingConsole(1))
     assert list(cells_of(config)) == ["blobs-f0.5-s0-r0-scratch"]
+    page = Path(config.results) / "report.html"
+    assert "1 planned cell not there" in page.read_text()  # what a stopped study has can be read
     (parent,) = [r for r in runs_of(config) if r.data.tags["hssl.job"] == "study"]
     assert parent.info.status == "KILLED"
     outcome = run(config)
     assert (outcome.status, outcome.summary["run_id"]) == ("done", parent.info.run_id)
+    assert "not there" not in page.read_text()
+
+
+def test_tables_and_page_are_made_anew_when_the_question_changes(folder: Path, tmp_path: Path) -> None:
+    config = tiny_study.config(folder, name="asks", tasks=tiny_study.BLOBS_ALONE, output=str(tmp_path))
+    run(config)
+    results = Path(config.results)
+    first = json.loads((results / "results.json").read_text())
+    (results / "report.html").write_text("of a run that was killed while it wrote")
+    (results / "results.json").unlink()
+    run(config)
+    assert json.loads((results / "results.json").read_text()) == first
+    assert "Health of the pretraining" in (results / "report.html").read_text()
+    run(config.model_copy(update={"intervals": IntervalConfig(confidence=0.9)}))
+    second = json.loads((results / "results.json").read_text())
+    assert (first["intervals"]["confidence"], second["intervals"]["confidence"]) == (0.95, 0.9)
 
 
 def test_a_failing_cell_stops_no_other_and_is_tried_again(folder: Path) -> None:
@@ -327,7 +346,8 @@ def test_test_patients_are_scored_by_one_study_unless_asked_for(folder: Path, tm
     with pytest.raises(ConfigError) as caught:
         run(second)
     assert str(caught.value).startswith(
-        "2 of the 2 test patients of 'blobs' were scored by the study 'tuned' of another config ("
+        "2 of the 2 test patients of 'blobs' were scored as test patients by the study 'tuned' of another "
+        "config ("
     )
     assert not (tmp_path / "runs/second-blobs-f0.5-s0-r0-scratch").exists()
     again = run(second.model_copy(update={"look_again": True})).summary
@@ -339,6 +359,33 @@ def test_test_patients_are_scored_by_one_study_unless_asked_for(folder: Path, tm
         ("second", "test"),
     ]
     assert ledger[1]["patients"] == list(test)
+
+
+def test_patients_that_were_tuned_on_are_no_test_patients(folder: Path, tmp_path: Path) -> None:
+    place = {"runs": str(tmp_path / "runs"), "output": str(tmp_path / "out"), "tasks": tiny_study.BLOBS_ALONE}
+    folds = [{"folds": 4, "fold": fold, "validation": 0.25} for fold in (0, 1)]
+    tuned = tiny_study.config(folder, name="tuned", arms=["scratch"], split=folds[0], **place)
+    manifest = read_manifest(tuned.store.url, "blobs")
+    seen = set(split_manifest(manifest, tuned.split).validation)
+    assert run(tuned).status == "done"
+    splits = [tiny_study.config(folder, split={**folds[0], "fold": fold}).split for fold in range(4)]
+    split = next(split for split in splits if seen & set(split_manifest(manifest, split).test))
+    reports = tiny_study.config(folder, name="reports", arms=["scratch"], split=split, part="test", **place)
+    with pytest.raises(ConfigError) as caught:
+        run(reports)
+    assert "were scored as validation patients by the study 'tuned' of another config (" in str(caught.value)
+    assert "; keep the split that it was tuned with, or set look_again, " in str(caught.value)
+    again = run(reports.model_copy(update={"look_again": True})).summary
+    assert again["looks"]["blobs"]["looks"] == 2
+
+
+def test_a_part_without_patients_is_told_before_anything_runs(folder: Path, tmp_path: Path) -> None:
+    config = tiny_study.config(
+        folder, name="empty", split={"test": 0.25, "validation": 0.0}, runs=str(tmp_path)
+    )
+    with pytest.raises(ConfigError, match="'blobs' has no validation patient to score; change split or part"):
+        run(config)
+    assert not list(tmp_path.iterdir())
 
 
 # -------------------------------------------------------------------------------------------------------- Ray

@@ -188,6 +188,19 @@ def test_without_the_main_arm_nothing_is_claimed() -> None:
     assert "There is no run of the main arm beside scratch" in study_page(results, _context())
 
 
+def test_a_claim_without_its_cells_is_not_known_even_without_any_of_scratch() -> None:
+    gone = "the gain of HSSL multi-domain over scratch lies above 0 on 0 of 1 task; on 1 it is not known."
+    lone = study_page(summarise_study([cell("multi")], Questions("multi"), FEW), _context())
+    assert gone in lone
+    planned = [
+        CellKey("heart", fraction, arm, 0, 0) for fraction in (0.05, 1.0) for arm in ("scratch", "multi")
+    ]
+    cells = [cell(), cell(fraction=1.0), cell("multi", fraction=1.0)]
+    failed = study_page(summarise_study(cells, Questions("multi"), FEW, planned), _context())
+    assert gone in failed
+    assert "With 5% of the labels, HSSL multi-domain and scratch have no pair of runs in common." in failed
+
+
 # ----------------------------------------------------------------------------------------------- in a browser
 
 

@@ -218,7 +218,16 @@ def test_across_fractions_several_full_runs_pair_by_their_own_subset() -> None:
     assert paired(few, one).differences == {}
 
 
-def test_without_any_pair_there_is_no_verdict_but_a_row() -> None:
+def test_the_claim_stays_at_the_smallest_share_that_is_planned() -> None:
+    cells = [one for one in simulated(GAINS, tasks=("acdc",)) if one.arm != "multi" or one.fraction == 1.0]
+    planned = {key_of(one) for one in simulated(GAINS, tasks=("acdc",))}
+    (verdict,) = _summary(cells, planned=planned).verdicts
+    assert verdict.contrast.first == Group("acdc", 0.05, "multi")
+    assert math.isnan(verdict.contrast.estimate.value)
+    assert math.isnan(verdict.p_primary)
+
+
+def test_without_any_pair_the_verdict_knows_nothing_but_there_is_a_row() -> None:
     cells = [cell("scratch", seed=0), cell("multi", seed=1)]
     summary = _summary(cells)
     (verdict,) = summary.verdicts
@@ -226,7 +235,9 @@ def test_without_any_pair_there_is_no_verdict_but_a_row() -> None:
     assert verdict.contrast.unpaired_runs == ((0, 0), (0, 1))
     assert summary.rows[1].power is None
     assert summary.comparisons == 0
-    assert _summary([cell("multi")]).verdicts == ()
+    (verdict,) = _summary([cell("multi")]).verdicts
+    assert math.isnan(verdict.contrast.estimate.value)
+    assert _summary([cell("single"), cell()]).verdicts == ()
 
 
 def test_cells_that_do_not_go_together_are_refused() -> None:
@@ -357,4 +368,8 @@ def test_the_complete_block_leaves_out_whole_units() -> None:
     assert {key[0] for key in left} == {"0", "1", "3"}
     lone = {key: value for key, value in table.items() if key[2] != "4" or key[:2] == ("0", "0")}
     assert complete_block(lone)[1] == {"subset": 0, "seed": 0, "patient": 1}
+    crossed = {("0", "0", "a"): 0.1, ("0", "1", "b"): 0.2}  # one subset; each seed has another patient
+    left, dropped = complete_block(crossed)
+    assert (len(left), dropped["subset"]) == (1, 0)
+    assert power_of(crossed, 0.01, 0.95) is not None
     assert power_of({}, 0.01, 0.95) is None
