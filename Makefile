@@ -42,8 +42,8 @@ FEW := --labels.fraction 0.05 --training.steps 600 --training.validate_every 200
 
 hippocampus-unet acdc-unet: %-unet: | setup
 	$(BIN)/hssl pretrain --config configs/pretrain/$@.yaml
-	$(TUNE) --name $*-champion --alias champion --model models:/hssl-$*@latest --split.test 0
-	$(TUNE) --name $*-hssl-5 --alias hssl-5 --model models:/hssl-$*@latest $(FEW)
+	$(TUNE) --name $*-champion --alias champion --model models:/pretrained-$*@latest --split.test 0
+	$(TUNE) --name $*-hssl-5 --alias hssl-5 --model models:/pretrained-$*@latest $(FEW)
 	$(TUNE) --name $*-scratch-5 --alias scratch-5 --model scratch $(FEW)
 
 lint: setup

@@ -13,6 +13,7 @@ HsslError
 ├── TrainingError           training that must not go on
 │   └── NonFiniteError      NaN or infinity in a loss or a gradient
 ├── WorkerError             a worker process that was lost
+├── OutOfMemoryError        memory, the machine's or the GPU's, does not suffice
 ├── TooManyFailuresError    more cases failed than the config allows
 └── TrackingError           the tracking server or the registry refused
 Interrupted                 asked to stop, a checkpoint is saved: exit status 3
@@ -69,6 +70,10 @@ class NonFiniteError(TrainingError):
 
 class WorkerError(HsslError):
     """A worker process crashed, was killed, or ran out of memory."""
+
+
+class OutOfMemoryError(HsslError):
+    """Memory, the machine's or the GPU's, does not suffice for what the config asks for."""
 
 
 class TooManyFailuresError(HsslError):

@@ -14,15 +14,25 @@ from hssl_dist.config.parts import JobConfig, Part, StoreConfig, TrackingConfig,
 from hssl_dist.config.preprocess import PatientPattern
 
 _NAMED = re.compile(r"([^/=]+)=(.+)")
+"""`name=folder`; no name has a `/`, so a folder with a `=` in it is told by the `/` before."""
+ScoredPart = Literal["test", "validation", "all"]
 _OF_FOLDERS = ("labels", "images", "classes", "patient_pattern", "allow_missing")
 """Keys that say nothing about a model and a store."""
 
 
-def _named_folder(text: str) -> str:
-    """`name=folder` with the folder resolved; the name is the folder's own if none is given."""
+def _resolve_folder(text: str) -> str:
+    """`name=folder` or `folder`, with the folder resolved; resolving again changes nothing.
+
+    A resolved folder begins with `/` or a scheme, so a `=` further on is never taken for a name's.
+    """
     match = _NAMED.fullmatch(text)
-    folder = files.resolve(match[2] if match else text)
-    return f"{match[1] if match else folder.rsplit('/', 1)[-1]}={folder}"
+    return f"{match[1]}={files.resolve(match[2])}" if match else files.resolve(text)
+
+
+def _name_and_folder(text: str) -> tuple[str, str]:
+    """The two halves of `name=folder`; the name is the folder's own if none is given."""
+    match = _NAMED.fullmatch(text)
+    return (match[1], match[2]) if match else (text.rsplit("/", 1)[-1], text)
 
 
 class SurfaceDiceConfig(Part):
@@ -50,24 +60,25 @@ class EvaluateConfig(JobConfig):
 
     model: ModelUri | None = None
     """`models:/name@alias`, `models:/name/version`, `runs:/id`, or a checkpoint's path."""
-    predictions: tuple[Annotated[str, AfterValidator(_named_folder)], ...] = ()
-    """Instead of a model: folders of predicted label maps, as `folder` or `name=folder`; each further one is
-    compared with the first."""
+    predictions: tuple[Annotated[str, AfterValidator(_resolve_folder)], ...] = ()
+    """Instead of a model: folders of predicted label maps, as `folder` or `name=folder` (./lr=1 is a folder,
+    lr=1 a name and a folder); each further one is compared with the first."""
     labels: Url | None = None
     """Folder of the true label maps, of the same names as the predicted ones."""
     images: Url | None = None
     """Folder of the images, for pictures; `<case>` or `<case>_0000`."""
     dataset: str | None = None
-    """With a model: dataset of the store; the one it was fine-tuned on if not given, another is split anew.
-    With folders: the challenge folder, or its dataset.json, that names the classes."""
+    """With a model: dataset of the store, preprocessed as the model's; the one it was fine-tuned on if not
+    given. With folders: the challenge folder, or its dataset.json, that names the classes."""
     classes: dict[PositiveInt, str] = Field(default={})
     """Names of the label values, where no `dataset` gives them; the values of the labels otherwise."""
     patient_pattern: PatientPattern | None = None
     """Regular expression with one group that finds the patient in a case's name; each case is one without."""
     allow_missing: bool = False
     """Score what there is if labels lack a prediction, with a warning; it is an error otherwise."""
-    part: Literal["test", "validation"] = "test"
-    """Patients to score: `test` or `validation` of the split the model was trained with."""
+    part: ScoredPart = "test"
+    """Patients to score: `test` or `validation` of the split the model was trained with (another dataset is
+    split anew), or `all` labelled ones of another dataset than the model's."""
     store: StoreConfig = StoreConfig()
     output: Url = Field(default="hssl/evaluation", validate_default=True)
     """Folder for `scores.csv`, `scores.json` and `report.html`."""
@@ -84,7 +95,7 @@ class EvaluateConfig(JobConfig):
     @property
     def sets(self) -> dict[str, str]:
         """Folder of each set of predictions, by its name."""
-        return {name: folder for name, _, folder in (text.partition("=") for text in self.predictions)}
+        return dict(map(_name_and_folder, self.predictions))
 
     @model_validator(mode="after")
     def _one_input(self) -> Self:
@@ -95,7 +106,7 @@ class EvaluateConfig(JobConfig):
         given = [key for key in _OF_FOLDERS if getattr(self, key)]
         if self.model is not None and given:
             raise ValueError(f"`{given[0]}` goes with `predictions`; with a model, the store has it")
-        names = Counter(text.partition("=")[0] for text in self.predictions)
+        names = Counter(_name_and_folder(text)[0] for text in self.predictions)
         if twice := [name for name, count in names.items() if count > 1]:
             raise ValueError(f"two `predictions` are called {twice[0]!r}; name them, as in ours=FOLDER")
         return self

@@ -40,12 +40,24 @@ class SamplingConfig(Part):
     foreground: Fraction = 0.5
     """Share of regions around tissue; labels are not looked at."""
     exclude_test: SplitConfig | None = None
-    """Leave the labelled test patients of this split out of pretraining, and whatever case of these datasets
-    shows one of their scans; without it every image is used."""
+    """Leave the labelled test patients of this split out of pretraining, and whatever case shows one of their
+    scans; without it every image is used."""
+    exclude_test_of: tuple[str, ...] | None = None
+    """Datasets whose test patients those are, besides the ones to draw from; if not given, all of the store,
+    or all that `exclude_test.file` names."""
     prefetch_batches: PositiveInt = 2
     """Batches read ahead, if `prefetch_bytes` has room for them."""
     prefetch_bytes: PositiveInt = 2 << 30
     """Memory, in each process, for batches read ahead; one is, whatever its size."""
+
+    @model_validator(mode="after")
+    def _excluding(self) -> Self:
+        if self.exclude_test is None and self.exclude_test_of is not None:
+            raise ValueError(
+                f"exclude_test_of is {self.exclude_test_of}, but there is no exclude_test to say who their "
+                "test patients are; give both, or neither"
+            )
+        return self
 
 
 class ViewConfig(Part):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -11,7 +12,9 @@ from hssl_dist.errors import CheckpointError, ConfigError
 from hssl_dist.imaging.recipe import Recipe
 from hssl_dist.networks.weights import ModelCard
 from hssl_dist.records import ManifestHeader, Shape
+from hssl_dist.store.quantising import AUTO_DTYPE
 
+_NAMED = 3
 _DEEPEST_VOXELS = 4
 """Voxels of the deepest stage along each axis in a patch whose size nothing says (nnU-Net's own minimum)."""
 
@@ -35,22 +38,77 @@ def known_preparation(
 
     Raises CheckpointError or ConfigError for a recipe that this version does not understand.
     """
-    recipe = header.recipe if header else card.recipe
-    modalities = header.channels if header else card.modalities
+    recipe = _recipe_of_dataset(header) if header else _recipe_of_card(card)
+    return Preparation(recipe, header.channels if header else card.modalities, patch_size)
+
+
+def check_prepared_alike(card: ModelCard, header: ManifestHeader, remedy: str) -> None:
+    """Compare all that decides a dataset's stored numbers with what the model's images had.
+
+    What the card does not say is not compared. Raises ConfigError with what differs and the remedy, and what
+    `known_preparation` raises for recipes that differ and are not understood.
+    """
+    if differences := _differences(card, header):
+        more = f" and {len(differences) - _NAMED} more" if len(differences) > _NAMED else ""
+        raise ConfigError(
+            f"dataset {header.dataset!r} is not preprocessed as the model's images were: "
+            f"{', '.join(differences[:_NAMED])}{more}; {remedy}"
+        )
+
+
+def _differences(card: ModelCard, header: ManifestHeader) -> list[str]:
+    if card.modalities and header.channels != card.modalities:
+        return [f"channels {', '.join(header.channels)} instead of {', '.join(card.modalities)}"]
+    if not card.recipe or header.recipe == card.recipe:
+        return []
+    own, datasets = _recipe_of_card(card), _recipe_of_dataset(header)
+    if own is None or datasets is None:
+        return []
+    expected, found = _deciding(own), _deciding(datasets)
+    return [
+        f"{key} {found.get(key)} instead of {expected.get(key)}"
+        for key in expected | found
+        if found.get(key) != expected.get(key)
+    ]
+
+
+def _deciding(recipe: Recipe) -> dict[str, Any]:
+    """What of a recipe decides stored numbers: chunks, shards and classes do not."""
+    dtype = recipe.storage.get("dtype", "auto")
+    return {
+        "recipe version": recipe.version,
+        "spacing_mm": recipe.spacing_mm,
+        **{
+            f"{key} of channel {index}": value
+            for index, channel in enumerate(recipe.channels)
+            for key, value in channel.model_dump().items()
+        },
+        "storage.dtype": AUTO_DTYPE if dtype == "auto" else dtype,
+    }
+
+
+def _recipe_of_card(card: ModelCard) -> Recipe | None:
     try:
-        understood = Recipe.model_validate(recipe) if recipe else None
+        return Recipe.model_validate(card.recipe) if card.recipe else None
     except ValidationError as error:
-        first = error.errors()[0]
-        where = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-        if header:
-            raise ConfigError(
-                f"the recipe of dataset {header.dataset!r} is not one of this version: {where}; "
-                "preprocess it again"
-            ) from error
         raise CheckpointError(
-            f"the recipe in the model's card is not one of this version: {where}"
+            f"the recipe in the model's card is not one of this version: {_first(error)}"
         ) from error
-    return Preparation(understood, modalities, patch_size)
+
+
+def _recipe_of_dataset(header: ManifestHeader) -> Recipe | None:
+    try:
+        return Recipe.model_validate(header.recipe) if header.recipe else None
+    except ValidationError as error:
+        raise ConfigError(
+            f"the recipe of dataset {header.dataset!r} is not one of this version: {_first(error)}; "
+            "preprocess it again"
+        ) from error
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
 def check_patch(patch_size: Shape, network: NetworkConfig) -> None:

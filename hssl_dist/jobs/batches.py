@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from hssl_dist.errors import HsslError, WorkerError
 from hssl_dist.jobs import cluster
 
 if TYPE_CHECKING:
@@ -21,6 +20,7 @@ Result = TypeVar("Result")
 _BATCH_CASES = 8
 _BATCH_BYTES = 256 << 20  # of memory: a batch of small cases takes about a second
 _BATCHES_PER_CPU = 2  # running and waiting: enough to keep workers busy, few enough to stop soon
+_KEPT = "what is committed is kept: run it again, with a smaller ray.num_cpus if memory is short"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +89,7 @@ def _run(
     nodes: list[dict[str, Any]] = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     limit = _BATCHES_PER_CPU * max(1, int(sum(node.get("CPU", 0) for node in nodes)))
     most_bytes = int(max(node.get("memory", 0) for node in nodes))
-    cpus = min(cpus, max(1, int(max(node.get("CPU", 0) for node in nodes))))
-    gpus = min(1.0, max(node.get("GPU", 0.0) for node in nodes)) if gpu else 0.0
+    resources = cluster.task_resources(cpus, gpu=gpu)
     waiting = list(reversed(batches))
     pending: set[Any] = set()
     try:
@@ -98,33 +97,12 @@ def _run(
             while waiting and len(pending) < limit:
                 batch = waiting.pop()
                 # A case that no node has the memory for runs alone on the largest.
-                task = remote.options(
-                    num_cpus=cpus, num_gpus=gpus, memory=min(batch.memory_bytes, most_bytes)
-                )
+                task = remote.options(memory=min(batch.memory_bytes, most_bytes), **resources)
                 pending.add(task.remote(batch.items, *arguments))
             ready, _ = ray.wait(list(pending), num_returns=1)
             for reference in ready:
                 pending.remove(reference)
-                yield from _result(reference)
+                yield from cluster.result(reference, _KEPT)
     finally:
         for reference in pending:
             ray.cancel(reference)
-
-
-def _result(reference: Any) -> Sequence[Any]:
-    import ray
-    from ray.exceptions import RayError, RayTaskError
-
-    try:
-        results: Sequence[Any] = ray.get(reference)
-    except RayTaskError as error:
-        if isinstance(error.cause, HsslError):
-            raise error.cause from None
-        raise
-    except RayError as error:  # a worker that crashed, was killed, or ran out of memory
-        reason = str(error).strip().partition("\n")[0]
-        raise WorkerError(
-            f"a Ray worker was lost ({reason}); what is committed is kept: run it again, with a smaller "
-            "ray.num_cpus if memory is short"
-        ) from error
-    return results

@@ -14,7 +14,7 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from hssl_dist.errors import MissingError
+from hssl_dist.errors import HsslError, MissingError, WorkerError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,6 +52,39 @@ def connect(config: RayConfig, console: Console, *, worker_output: bool = False)
         yield
     finally:
         ray.shutdown()
+
+
+def task_resources(cpus: int, *, gpu: bool = True) -> dict[str, float]:
+    """What a task asks of the connected cluster: so many CPUs and, with `gpu`, a GPU where there are any.
+
+    Never more than the largest node has: Ray would let the task wait for ever.
+    """
+    import ray
+
+    nodes: list[dict[str, Any]] = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    most = {kind: max(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU")}
+    return {
+        "num_cpus": min(cpus, max(1, int(most["CPU"]))),
+        "num_gpus": min(1.0, most["GPU"]) if gpu else 0.0,
+    }
+
+
+def result(reference: Any, kept: str) -> Any:
+    """What a task returned. Raises the package's errors as the task did, and WorkerError, which says what is
+    `kept`, if its worker was lost.
+    """
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        if isinstance(error.cause, HsslError):
+            raise error.cause from None
+        raise
+    except RayError as error:  # a worker that crashed, was killed, or ran out of memory
+        reason = str(error).strip().partition("\n")[0]
+        raise WorkerError(f"a Ray worker was lost ({reason}); {kept}") from error
 
 
 @contextmanager

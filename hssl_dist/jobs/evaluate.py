@@ -5,6 +5,7 @@ differences with intervals -> `scores.csv`, `scores.json`, `report.html`, and th
 
     evaluate_inputs.py   what is asked of an input
     evaluate_store.py    a model and a store
+    evaluate_patients.py which of the store's patients
     evaluate_folders.py  folders of label maps
     evaluate_outputs.py  the table and the JSON
     evaluate_report.py   the page

@@ -14,17 +14,22 @@ import torch
 from jaxtyping import Float32
 
 from hssl_dist.config.evaluate import EvaluateConfig
-from hssl_dist.config.parts import SplitConfig
-from hssl_dist.errors import CheckpointError, ConfigError, MissingError
+from hssl_dist.errors import ConfigError
+from hssl_dist.interchange.preparation import check_prepared_alike
 from hssl_dist.jobs.evaluate_inputs import Example
+from hssl_dist.jobs.evaluate_patients import choose
 from hssl_dist.jobs.stored_model import load_stored_model
 from hssl_dist.networks.weights import ModelCard
-from hssl_dist.records import CaseRecord, Manifest
-from hssl_dist.sampling.splits import labelled_cases, labelled_patients, split_manifest
+from hssl_dist.records import Manifest
 from hssl_dist.store import open_reader, read_manifest
 
 SET = "model"
 """Name of the only set of predictions."""
+
+_REMEDY = (
+    "`predict` prepares images the model's own way, and `evaluate --predictions` scores what it predicts: "
+    "give them the source files"
+)
 
 _CHANGED = (
     "dataset {!r} has changed since the model was trained; the patients scored are those set aside then"
@@ -32,7 +37,7 @@ _CHANGED = (
 
 
 class StoredInputs:
-    """The labelled cases of the model's test or validation patients, predicted when they are asked for.
+    """The labelled cases of a part of the patients, predicted when they are asked for.
 
     Raises MissingError for a model, dataset or patient that is not there, ConfigError for a dataset that
     does not suit the model, CheckpointError for a model that cannot segment.
@@ -47,9 +52,8 @@ class StoredInputs:
         self.part = config.part
         self.manifest = read_manifest(config.store.url, _dataset_of(config, self.card))
         _check_suits(self.card, self.manifest)
-        self._records = {
-            record.id: record for record in _cases_to_score(config.part, self.card, self.manifest)
-        }
+        self._chosen = choose(config.part, self.card, self.manifest, config.store.url)
+        self._records = {record.id: record for record in self._chosen.cases}
         self._reader = open_reader(config.store.url)
         self.classes = self.card.classes
         self.cases = tuple(self._records)
@@ -57,18 +61,21 @@ class StoredInputs:
     @property
     def title(self) -> str:
         """The model and what it is scored on."""
-        return f"{self.uri} on the {self.part} patients of {self.manifest.dataset}"
+        patients = "all labelled" if self.part == "all" else f"the {self.part}"
+        return f"{self.uri} on {patients} patients of {self.manifest.dataset}"
 
     @property
     def warnings(self) -> Sequence[str]:
-        """A dataset that is no longer the one trained on."""
+        """A dataset that is no longer the one trained on, patients left out, what could not be checked."""
         trained_on = self.card.lineage.manifests.get(self.manifest.dataset)
         changed = trained_on is not None and trained_on != self.manifest.sha256
-        return (_CHANGED.format(self.manifest.dataset),) if changed else ()
+        return (*((_CHANGED.format(self.manifest.dataset),) if changed else ()), *self._chosen.warnings)
 
     @property
     def lineage(self) -> dict[str, Any]:
-        """The model, what it was made from, and the manifest it is scored on."""
+        """The model, what it was made from, the manifest it is scored on, and how many patients are left out
+        because it was trained or validated on them (None: not known).
+        """
         return {
             "model": self.uri,
             "run_id": self.run_id,
@@ -76,6 +83,7 @@ class StoredInputs:
             "dataset": self.manifest.dataset,
             "manifest": self.manifest.sha256,
             "part": self.part,
+            "patients_left_out": self._chosen.left_out,
             "overlap": self._model.overlap,
         }
 
@@ -114,30 +122,4 @@ def _check_suits(card: ModelCard, manifest: Manifest) -> None:
             f"dataset {header.dataset!r} has the classes {header.classes}, the model {card.classes}; "
             f"evaluate it on a dataset like the one it was trained on, {card.dataset!r}"
         )
-
-
-def _cases_to_score(part: str, card: ModelCard, manifest: Manifest) -> Sequence[CaseRecord]:
-    """The cases of the patients the model's card set aside; another dataset is split by the same config."""
-    if card.split is None:
-        raise CheckpointError(
-            "the model's card does not say what patients were set aside; fine-tune it again"
-        )
-    if manifest.dataset == card.dataset:
-        patients = tuple(card.split[part])
-        known = labelled_patients(manifest)
-        if gone := sorted(set(patients) - set(known)):
-            raise MissingError(
-                f"{len(gone)} of the {len(patients)} {part} patients are not in dataset "
-                f"{manifest.dataset!r} with a label any more, {gone[0]!r} first; "
-                "use the store the model was trained on, or fine-tune it again"
-            )
-    else:
-        split = split_manifest(manifest, SplitConfig.model_validate(card.split["config"]))
-        patients = split.test if part == "test" else split.validation
-    cases = labelled_cases(manifest, patients)
-    if not cases:
-        raise ConfigError(
-            f"there is no {part} patient in dataset {manifest.dataset!r}; "
-            f"fine-tune with a larger split.{part}"
-        )
-    return cases
+    check_prepared_alike(card, header, _REMEDY)

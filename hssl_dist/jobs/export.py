@@ -24,7 +24,7 @@ from hssl_dist.interchange.nnunet import verify_nnunet, write_nnunet
 from hssl_dist.interchange.nnunet_plans import plan_channels
 from hssl_dist.interchange.plain import verify_plain, write_plain
 from hssl_dist.interchange.portable import Portable, portable
-from hssl_dist.interchange.preparation import Preparation, known_preparation
+from hssl_dist.interchange.preparation import Preparation, check_prepared_alike, known_preparation
 from hssl_dist.interchange.verification import Verification, Written
 from hssl_dist.jobs.hardware import use_hardware
 from hssl_dist.jobs.lineage import code_version
@@ -106,7 +106,8 @@ def _source(config: ExportConfig, fetched: FetchedModel) -> _Source:
     unet = portable(card, state, config.channels or _channels(header, plans))
     preparation = known_preparation(card, header, patch_size)
     _check_channels(unet, preparation)
-    _check_classes(card, header)
+    if header is not None and card.kind == "segmentation":
+        _check_dataset(card, header)
     return _Source(unet, preparation, fetched.uri, plans)
 
 
@@ -125,12 +126,14 @@ def _check_channels(unet: Portable, preparation: Preparation) -> None:
         )
 
 
-def _check_classes(card: ModelCard, header: ManifestHeader | None) -> None:
-    if header is not None and card.kind == "segmentation" and header.classes != card.classes:
+def _check_dataset(card: ModelCard, header: ManifestHeader) -> None:
+    """A fine-tuned model has classes, and images prepared in one way."""
+    if header.classes != card.classes:
         raise ConfigError(
             f"dataset {header.dataset!r} has the classes {header.classes}, the model {card.classes}; "
             f"name the one it was trained on, {card.dataset!r}"
         )
+    check_prepared_alike(card, header, "leave dataset out: the model's card says how its images are prepared")
 
 
 def _read_plans(url: str) -> dict[str, Any]:

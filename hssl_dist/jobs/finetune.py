@@ -22,10 +22,11 @@ import torch
 from hssl_dist import files
 from hssl_dist.config.finetune import FinetuneConfig
 from hssl_dist.console import Console
-from hssl_dist.errors import ConfigError, HsslError
+from hssl_dist.errors import ConfigError
+from hssl_dist.jobs.ancestry import Ancestry, ancestry, leak_warning
 from hssl_dist.jobs.finetune_delivery import Delivered, deliver, ways
 from hssl_dist.jobs.finished import read_done, write_done
-from hssl_dist.jobs.hardware import use_hardware
+from hssl_dist.jobs.hardware import use_hardware, within_memory
 from hssl_dist.jobs.lineage import lineage
 from hssl_dist.jobs.publish import publish
 from hssl_dist.jobs.starting import Start, starting_point
@@ -56,6 +57,8 @@ _WHERE_NOT_WHAT = {
 }  # fmt: skip
 """Keys that say where the job runs, not what it computes: not hashed into the lineage, not logged."""
 
+_KEPT = "its last checkpoint is kept: run it again to go on"
+_SMALLER = "lower training.batch_size or training.patch_size"
 _NOT_VALIDATED = "no validation patient shows a class: the last weights were kept; raise split.validation"
 
 
@@ -65,8 +68,8 @@ def run(config: FinetuneConfig, console: Console) -> Outcome:
     The same name again goes on from the newest checkpoint, or gives the result of the run if it is done, and
     then registers nothing and moves no alias; with another config it is refused. Raises MissingError and
     ConfigError for what the config names and what does not fit together, CheckpointError for a model that
-    does not fit, NonFiniteError, TrackingError, and Interrupted once a stop was asked for and a checkpoint
-    is saved.
+    does not fit, NonFiniteError, OutOfMemoryError, WorkerError, TrackingError, and Interrupted once a stop
+    was asked for and a checkpoint is saved.
     """
     if config.runner == "ray":
         return _run_on_ray(config, console)
@@ -81,14 +84,10 @@ def _run_on_ray(config: FinetuneConfig, console: Console) -> Outcome:
     with cluster.connect(config.ray, console, worker_output=True):
         import ray
 
-        gpus = min(1.0, ray.cluster_resources().get("GPU", 0.0))  # type: ignore[no-untyped-call]
-        options = ray.remote(num_cpus=config.threads or 1, num_gpus=gpus, max_retries=0)
-        try:
-            outcome: Outcome = ray.get(options(_run_task).remote(config))
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, HsslError):
-                raise error.cause from error
-            raise
+        task: Any = ray.remote(_run_task)
+        options = cluster.task_resources(config.threads or 1)
+        reference = task.options(max_retries=0, **options).remote(config)
+        outcome: Outcome = cluster.result(reference, _KEPT)
     return outcome
 
 
@@ -106,19 +105,21 @@ def _run_here(config: FinetuneConfig, console: Console, should_stop: Callable[[]
     done = read_done(place, config.name, course)
     if done is not None:
         return replace(done, warnings=_warnings(done.summary))
+    past = ancestry(config.store.url, manifest, patients.split, start, console.warn)
     saving = _saving(config, place, course, should_stop)
     origin = lineage(content_hash(course), [manifest], start.parent_run, start.parent_model)
     params = config.model_dump(mode="json", exclude=_WHERE_NOT_WHAT)
     tags = {"hssl.job": "finetune", "hssl.dataset": config.dataset}
-    console.say(_opening(config, patients, start))
+    console.say(_opening(config, patients, start, past))
     with start_run(config.tracking, config.name, params, tags, origin, warn=console.warn) as tracked:
         tracked.log_json("config.json", params)
         tracked.log_json("patients.json", patients.as_json(config))
         if start.report is not None:
             tracked.log_json("transfer.json", {**asdict(start.report), "parts": start.report.parts})
-        delivered = _train(config, manifest, patients, start, device, tracked, console, saving)
+        with within_memory("training", _SMALLER):
+            delivered = _train(config, manifest, patients, start, device, tracked, console, saving)
         _log_result(tracked, delivered)
-        card = _card(config, manifest, patients, start, delivered, origin, tracked.id, device)
+        card = _card(config, manifest, patients, start, past, delivered, origin, tracked.id, device)
         url, state = files.join(place, "model"), delivered.result.state
         name = config.register_as or f"hssl-{config.dataset}"
         version = publish(config.tracking, url, state, card, name, tracked.id, config.alias)
@@ -196,13 +197,14 @@ def _choose_patients(config: FinetuneConfig, manifest: Manifest) -> _Patients:
     )
 
 
-def _opening(config: FinetuneConfig, patients: _Patients, start: Start) -> str:
-    split = patients.split
+def _opening(config: FinetuneConfig, patients: _Patients, start: Start, past: Ancestry) -> str:
+    split, seen = patients.split, past.test_pretrained_on
+    told = f" ({len(seen)} of them pretrained on, without their labels)" if seen else ""
     origin = f"from {start.parent_model}: {start.report.summary}" if start.report else "from scratch"
     return (
         f"{config.dataset}: {len(patients.labelled)} of {len(split.train)} training patients "
         f"({len(patients.training_cases)} cases), {len(split.validation)} for validation, "
-        f"{len(split.test)} for testing; {origin}"
+        f"{len(split.test)} for testing{told}; {origin}"
     )
 
 
@@ -296,6 +298,7 @@ def _card(
     manifest: Manifest,
     patients: _Patients,
     start: Start,
+    past: Ancestry,
     delivered: Delivered,
     origin: Lineage,
     run_id: str,
@@ -317,6 +320,9 @@ def _card(
         patch_size=config.training.patch_size,
         keep_largest=delivered.keep_largest,
         split=patients.as_json(config),
+        pretrained_on=past.pretrained_on,
+        labels_used=past.with_labels(config.dataset, patients.labelled),
+        test_pretrained_on=past.test_pretrained_on,
         metrics={key: value for key, value in metrics.items() if not math.isnan(value)},
         lineage=origin,
         extra={
@@ -357,6 +363,8 @@ def _outcome(
             "transfer_parts": start.report.parts if start.report else None,
             "fraction": config.labels.fraction,
             "patients": list(patients.labelled),
+            "test_patients": len(patients.split.test),
+            "test_pretrained_on": None if card.test_pretrained_on is None else len(card.test_pretrained_on),
             "nested_patients": {
                 str(share): count
                 for share, count in nested_sizes(patients.split.train, config.labels).items()
@@ -382,4 +390,5 @@ def _outcome(
 
 
 def _warnings(summary: Mapping[str, Any]) -> tuple[str, ...]:
-    return () if summary["val_dice_mean"] is not None else (_NOT_VALIDATED,)
+    blind = _NOT_VALIDATED if summary["val_dice_mean"] is None else None
+    return tuple(warning for warning in (blind, leak_warning(summary)) if warning is not None)

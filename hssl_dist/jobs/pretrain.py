@@ -16,12 +16,18 @@ from hssl_dist.errors import CheckpointError, Interrupted, TrackingError
 from hssl_dist.jobs import cluster
 from hssl_dist.jobs.finished import read_done, write_done
 from hssl_dist.jobs.lineage import lineage
-from hssl_dist.jobs.pretrain_rank import checkpoint_store, model_url, run_url, torchrun_group, train_rank
+from hssl_dist.jobs.pretrain_rank import (
+    checkpoint_store,
+    model_url,
+    read_sampled,
+    run_url,
+    torchrun_group,
+    train_rank,
+)
 from hssl_dist.jobs.stopping import stop_requests
 from hssl_dist.records import Outcome
 from hssl_dist.report.curves import line_chart
 from hssl_dist.report.figures import png
-from hssl_dist.store import read_manifests
 from hssl_dist.tracking import fetch_model, register_model, start_run
 from hssl_dist.training.health import health_warnings
 from hssl_dist.training.loop import History, newest
@@ -44,7 +50,7 @@ def run(config: PretrainConfig, console: Console) -> Outcome:
 
     Raises ConfigError if the run was started with another config, and the errors of training.
     """
-    manifests = read_manifests(config.store.url, config.sampling.datasets)
+    manifests = read_sampled(config)
     done = read_done(run_url(config), config.name, trajectory(config, manifests))
     if done is not None:
         return done

@@ -19,7 +19,8 @@ import torch.distributed as dist
 
 from hssl_dist import collectives, files
 from hssl_dist.errors import StoreError
-from hssl_dist.store import open_reader, read_manifests
+from hssl_dist.sampling.split_files import named_datasets
+from hssl_dist.store import list_datasets, open_reader, read_manifests
 from hssl_dist.tracking import attach_run
 from hssl_dist.training.checkpoint import CheckpointStore
 from hssl_dist.training.export import save_pretrained
@@ -139,9 +140,25 @@ def train_rank(
     collectives.barrier(config.collective_timeout_s)
 
 
+def read_sampled(config: PretrainConfig) -> dict[str, Manifest]:
+    """The store's manifests of the datasets to draw from, and of those whose test patients are left out too:
+    the same scans may be in both. Raises MissingError for one that is not there.
+    """
+    sampling, names = config.sampling, config.sampling.datasets
+    if names and sampling.exclude_test is not None:
+        others = sampling.exclude_test_of
+        if others is None:
+            others = tuple(list_datasets(config.store.url))
+            if sampling.exclude_test.file is not None:
+                known = named_datasets(sampling.exclude_test.file)
+                others = tuple(name for name in others if name in known)
+        names = tuple(dict.fromkeys((*names, *others)))
+    return read_manifests(config.store.url, names)
+
+
 def read_same_manifests(config: PretrainConfig, lineage: Lineage) -> dict[str, Manifest]:
     """The store's manifests. Raises StoreError if they are not those the run was started with."""
-    manifests = read_manifests(config.store.url, config.sampling.datasets)
+    manifests = read_sampled(config)
     if {name: manifest.sha256 for name, manifest in manifests.items()} != lineage.manifests:
         raise StoreError(
             f"the manifests of {config.store.url} changed while the run started; "

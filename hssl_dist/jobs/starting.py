@@ -14,7 +14,7 @@ from hssl_dist.errors import ConfigError
 from hssl_dist.networks.pretraining import build_segmentation_network
 from hssl_dist.networks.transfer import TransferReport, transfer
 from hssl_dist.networks.unet import ResidualUNet
-from hssl_dist.networks.weights import CARD_NAME, class_count, load_model, network_config
+from hssl_dist.networks.weights import CARD_NAME, ModelCard, class_count, load_model, network_config
 from hssl_dist.records import ManifestHeader
 from hssl_dist.tracking import fetch_model
 
@@ -23,8 +23,8 @@ from hssl_dist.tracking import fetch_model
 class Start:
     """A network, its config, the learning-rate factors of what it took, and what that is, from which model.
 
-    `rates` are by beginnings of parameters' names. `parent_card` is the SHA-256 of the model's card, which
-    holds that of its weights: it tells models at one place apart.
+    `rates` are by beginnings of parameters' names. `card` is the model's, `parent_card` its SHA-256, which
+    covers that of its weights: it tells models at one place apart.
     """
 
     network: ResidualUNet
@@ -34,6 +34,7 @@ class Start:
     parent_run: str | None = None
     parent_model: str | None = None
     parent_card: str | None = None
+    card: ModelCard | None = None
 
 
 def starting_point(config: FinetuneConfig, header: ManifestHeader) -> Start:
@@ -72,6 +73,7 @@ def _from_model(config: FinetuneConfig, header: ManifestHeader) -> Start:
         or (card.lineage.parent_run if card.kind == "pretrained" else card.extra.get("run_id")),
         fetched.uri,
         files.sha256(str(fetched.folder / CARD_NAME))[0],
+        card,
     )
 
 

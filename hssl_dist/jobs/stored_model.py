@@ -9,6 +9,7 @@ import torch
 from jaxtyping import UInt8
 
 from hssl_dist.config.parts import TrackingConfig
+from hssl_dist.jobs.hardware import within_memory
 from hssl_dist.networks.unet import ResidualUNet
 from hssl_dist.networks.weights import ModelCard, build_from_card, load_model, load_state, patch_size_of
 from hssl_dist.records import CaseRecord
@@ -32,11 +33,13 @@ class StoredModel:
     overlap: float
 
     def predict(self, reader: Reader, record: CaseRecord) -> UInt8[np.ndarray, "z y x"]:
-        """Label values on the stored grid."""
+        """Label values on the stored grid. Raises OutOfMemoryError if memory does not suffice."""
         background = [intensity.background for intensity in record.intensities]
         patch_size = patch_size_of(self.card)
-        found = predict(self.network, reader.image(record), patch_size, self.overlap, self.device, background)
-        return keep_largest(found, self.card.keep_largest)
+        with within_memory(f"predicting case {record.id!r}", "fine-tune with a smaller training.patch_size"):
+            image = reader.image(record)
+            found = predict(self.network, image, patch_size, self.overlap, self.device, background)
+            return keep_largest(found, self.card.keep_largest)
 
 
 def load_stored_model(

@@ -6,7 +6,7 @@ in which they are run. Arms come last, so that a study that is stopped early has
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -107,7 +107,11 @@ def pretrain_config(
         return None
     learning = config.learning(arm, task)
     datasets = (task.dataset,) if arm.domains == "own" else learning.sampling.datasets
-    changed = {"datasets": datasets, "exclude_test": config.split}
+    changed = {
+        "datasets": datasets,
+        "exclude_test": config.split,
+        "exclude_test_of": _not_drawn(config, arm, datasets),
+    }
     complete = PretrainConfig(
         **{key: getattr(learning, key) for key in type(learning).model_fields}
         | {"sampling": learning.sampling.model_copy(update=changed)},
@@ -122,6 +126,13 @@ def pretrain_config(
     )
     end = content_hash(trajectory(complete, {}))[:_HASH_LENGTH]
     return complete.model_copy(update={"name": f"{config.name}-r{seed}-{arm.name}-{end}"})
+
+
+def _not_drawn(config: StudyConfig, arm: ArmConfig, datasets: Collection[str]) -> tuple[str, ...]:
+    """The tasks whose cells start from an arm's pretraining though it does not draw from their datasets."""
+    if arm.domains == "own" or not datasets:
+        return ()
+    return tuple(sorted({task.dataset for task in config.tasks} - set(datasets)))
 
 
 def finetune_config(config: StudyConfig, cell: Cell, model: str) -> FinetuneConfig:
@@ -185,7 +196,8 @@ def _determining(config: StudyConfig, cell: Cell, manifests: Mapping[str, Manife
     pretraining = pretrain_config(config, cell.arm, cell.task, 0)
     seen = None
     if pretraining is not None:
-        names = pretraining.sampling.datasets or tuple(manifests)
+        sampling = pretraining.sampling
+        names = (*sampling.datasets, *(sampling.exclude_test_of or ())) or tuple(manifests)
         seen = trajectory(pretraining, {name: manifests[name] for name in names})
     return {
         "finetune": tuning,

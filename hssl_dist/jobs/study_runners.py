@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from hssl_dist.console import Console
 from hssl_dist.errors import HsslError, Interrupted
+from hssl_dist.jobs import cluster
 
 if TYPE_CHECKING:
     from hssl_dist.config.study import StudyConfig
@@ -56,14 +57,12 @@ def _on_ray(
     work: Callable[[Item, Console], Result],
     should_stop: Callable[[], bool],
 ) -> Iterator[tuple[Item, Result | Failed]]:
-    """Each item as a task with `threads` CPUs, and a GPU where there are GPUs. Ray is connected."""
+    """Each item as a task with `threads` CPUs, where a node has them, and a GPU where there are GPUs."""
     import ray
     from ray.exceptions import RayError
 
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    task: Any = ray.remote(num_cpus=threads, num_gpus=min(1.0, resources.get("GPU", 0.0)), max_retries=0)(
-        _attempt_there
-    )
+    remote: Any = ray.remote(_attempt_there)
+    task = remote.options(max_retries=0, **cluster.task_resources(threads))
     pending = {task.remote(work, item): item for item in items}
     try:
         while pending:

@@ -31,6 +31,15 @@ WEIGHTS_NAME = "model.safetensors"
 CARD_NAME = "model.json"
 
 
+class PretrainedOn(Record):
+    """The images of a pretraining: ids of its cases by dataset, and the dump of the SplitConfig whose test
+    patients it left out, if it did.
+    """
+
+    cases: dict[str, tuple[str, ...]] = Field(default={})
+    exclude_test: dict[str, Any] | None = None
+
+
 class ModelCard(Record):
     """What is needed to rebuild a model, to use it and to tell where it comes from.
 
@@ -38,6 +47,10 @@ class ModelCard(Record):
     `tasks` and `groups` the hierarchy of a pretrained one. `recipe` (the dump of its dataset's Recipe),
     `modalities` of its channels and `patch_size` are what preparing an image for a segmentation model takes;
     `keep_largest` says of what only the largest component of a prediction stays.
+
+    `pretrained_on` are the images, and `labels_used` the patients by dataset whose labels, that the model and
+    those before it were trained on; `test_pretrained_on` are the test patients of `split` of whom an image is
+    among those. None is not known: cards of before do not say.
     """
 
     kind: Literal["pretrained", "segmentation"]
@@ -52,6 +65,9 @@ class ModelCard(Record):
     patch_size: Shape | None = None
     keep_largest: KeepLargest = "never"
     split: dict[str, Any] | None = None
+    pretrained_on: PretrainedOn | None = None
+    labels_used: dict[str, tuple[str, ...]] | None = None
+    test_pretrained_on: tuple[str, ...] | None = None
     metrics: dict[str, float] = Field(default={})
     lineage: Lineage
     extra: dict[str, Any] = Field(default={})

@@ -47,6 +47,9 @@ class Schedule:
     Regions lie around tissue, never around what somebody has annotated: pretraining sees no label, and that
     of a patient that fine-tuning may not use least of all.
 
+    Of the manifests it draws from those that the config names; the others are those of datasets whose test
+    patients are left out, too.
+
     It holds numbers alone, a few bytes per case: a draw costs the same for any number of cases, and parses
     the record that it draws.
     """
@@ -57,12 +60,12 @@ class Schedule:
     def __init__(
         self, manifests: Mapping[str, Manifest], config: SamplingConfig, seed: int, global_batch: int
     ) -> None:
-        names = _dataset_names(manifests, config)
+        self._names = names = _dataset_names(manifests, config)
         self.config, self.seed, self.global_batch = config, seed, global_batch
         self.region_shape = region_shape(config)
         self._blocks = max(1, global_batch // config.block_size)
         self._records = [manifests[name].cases for name in names]
-        self._cases = _CaseTable(_eligible([manifests[name] for name in names], config))
+        self._cases = _CaseTable(_eligible(manifests, names, config))
         if not self._cases.tasks:
             raise ConfigError(f"there is no case to draw from in {', '.join(names) or 'the store'}")
         self.tasks, self.groups = self._cases.tasks, self._cases.groups
@@ -95,6 +98,13 @@ class Schedule:
         )
         return Draw(region, record, task, self._group_numbers[record.group])
 
+    def case_ids(self) -> dict[str, tuple[str, ...]]:
+        """The cases it draws from by dataset, each by its id, sorted. It takes parsing their records."""
+        return {
+            name: tuple(sorted(records[place].id for place in self._cases.places(number)))
+            for number, (name, records) in enumerate(zip(self._names, self._records, strict=True))
+        }
+
     def _task(self, step: int, block: int) -> int:
         offset, turn = self._turn_of(step)
         place = ((block + turn) % self._blocks + offset) / self._blocks
@@ -114,10 +124,11 @@ def region_shape(config: SamplingConfig) -> Shape:
 
 def _dataset_names(manifests: Mapping[str, Manifest], config: SamplingConfig) -> list[str]:
     """The datasets to draw from, sorted."""
-    for name in config.datasets:
-        if name not in manifests:
-            known = ", ".join(sorted(manifests)) or "no dataset"
-            raise ConfigError(f"sampling.datasets names {name!r}; the store has {known}")
+    for key in ("datasets", "exclude_test_of"):
+        for name in getattr(config, key) or ():
+            if name not in manifests:
+                known = ", ".join(sorted(manifests)) or "no dataset"
+                raise ConfigError(f"sampling.{key} names {name!r}; the store has {known}")
     return sorted(set(config.datasets or manifests))
 
 
@@ -129,14 +140,17 @@ class _Eligible:
     columns: CaseColumns
 
 
-def _eligible(manifests: Sequence[Manifest], config: SamplingConfig) -> list[_Eligible]:
-    left: Sequence[Bool[np.ndarray, " _"]]
+def _eligible(
+    manifests: Mapping[str, Manifest], names: Sequence[str], config: SamplingConfig
+) -> list[_Eligible]:
+    """Of the named datasets, when the test patients of all of the manifests are left out."""
+    left: Mapping[str, Bool[np.ndarray, " _"]]
     if config.exclude_test is not None:
-        left = without_test(manifests, config.exclude_test)
+        left = dict(zip(manifests, without_test([*manifests.values()], config.exclude_test), strict=True))
     else:
-        left = [np.ones(len(manifest.cases), bool) for manifest in manifests]
-    columns = [case_columns(manifest.cases) for manifest in manifests]
-    return [_Eligible(own.by_id[allowed[own.by_id]], own) for own, allowed in zip(columns, left, strict=True)]
+        left = {name: np.ones(len(manifests[name].cases), bool) for name in names}
+    columns = {name: case_columns(manifests[name].cases) for name in names}
+    return [_Eligible(own.by_id[left[name][own.by_id]], own) for name, own in columns.items()]
 
 
 class _CaseTable:
@@ -170,6 +184,11 @@ class _CaseTable:
     def where(self, case: int) -> tuple[int, int]:
         """The number of a case's dataset, and its place in that dataset's manifest."""
         return int(self._dataset[case]), int(self._place[case])
+
+    def places(self, dataset: int) -> list[int]:
+        """The places of a dataset's cases in its manifest."""
+        places: list[int] = self._place[self._dataset == dataset].tolist()
+        return places
 
 
 def _numbered(

@@ -33,10 +33,16 @@ class FixedSplit(Part):
 def read_fixed_split(url: str, dataset: str, labelled: Collection[str]) -> FixedSplit:
     """The split of a file, which has each labelled patient of the dataset in exactly one part.
 
+    A dataset that nobody has a label in need not be in a file by datasets: its parts are empty then.
     Raises MissingError if there is no such file, and ConfigError that names the patients if it lists some
     the dataset has no labelled case of, some twice, or not all of them.
     """
-    split = _read(url, dataset)
+    content = _read(url)
+    if isinstance(content, dict) and isinstance(content.get(dataset), dict):
+        content = content[dataset]
+    elif not labelled:
+        return FixedSplit()
+    split = _checked(url, dataset, content)
     listed = [*split.train, *split.validation, *split.test]
     known = set(labelled)
     problems = (
@@ -67,15 +73,26 @@ def count_patients(names: Sequence[str]) -> str:
     return f"{number} ({', '.join(map(repr, names[:_NAMED]))}{more})"
 
 
-def _read(url: str, dataset: str) -> FixedSplit:
+def named_datasets(url: str) -> frozenset[str]:
+    """The datasets that a file has splits for by name: none if it is of one dataset. Raises as above."""
+    content = _read(url)
+    if not isinstance(content, dict):
+        return frozenset()
+    return frozenset(name for name, entry in content.items() if isinstance(entry, dict))
+
+
+def _read(url: str) -> Any:
+    """A file's JSON."""
     try:
-        content: Any = json.loads(files.read(url))
+        return json.loads(files.read(url))
     except FileNotFoundError:
         raise MissingError(f"split.file {url} is not there; give the path or URL of a JSON file") from None
     except ValueError as error:
         raise ConfigError(f"split.file {url} is not JSON: {error}; write it anew") from None
-    if isinstance(content, dict) and isinstance(content.get(dataset), dict):
-        content = content[dataset]
+
+
+def _checked(url: str, dataset: str, content: Any) -> FixedSplit:
+    """The lists of patients in what a file says of a dataset."""
     try:
         return FixedSplit.model_validate(content)
     except ValidationError as error:

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import overload
 
 import numpy as np
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Int64, Integer, UInt64
 
 from hssl_dist.config.finetune import LabelsConfig
 from hssl_dist.config.parts import SplitConfig
@@ -104,14 +104,23 @@ def _sorted_parts(train: list[str], validation: list[str], test: list[str]) -> S
 def split_manifest(manifest: Manifest, split: SplitConfig) -> Split:
     """The split of a dataset's labelled patients: what fine-tuning trains, validates and tests on.
 
-    Patients who share a scan stay together, in the place of the first of them by name; a file that divides
-    them is refused with ConfigError. Raises what `read_fixed_split` raises, too.
+    All parts are empty where nobody has a label. Patients who share a scan stay together, in the place of the
+    first of them by name; a file that divides them is refused with ConfigError, as is a dataset with fewer
+    patients than folds. Raises what `read_fixed_split` raises, too.
     """
     columns = case_columns(manifest.cases)
     names, first = columns.patients.values, _first_alike(columns)
     if split.file is not None:
         return _by_file(manifest.dataset, {names[one]: names[first[one]] for one in first}, split.file)
-    parts = split_patients({names[number] for number in first.values()}, split)
+    if not first:
+        return Split((), (), ())
+    apart = {names[number] for number in first.values()}
+    if split.folds is not None and len(apart) < split.folds:
+        raise ConfigError(
+            f"split.folds is {split.folds}, but dataset {manifest.dataset!r} has {len(apart)} labelled "
+            "patients to fold, counting those who share scans as one; lower it, or leave this dataset out"
+        )
+    parts = split_patients(apart, split)
     return Split(
         *(
             tuple(names[patient] for patient in first if names[first[patient]] in part)
@@ -149,6 +158,25 @@ def without_test(manifests: Sequence[Manifest], split: SplitConfig) -> list[Bool
     return [~held for held in held_out]
 
 
+def scans_of(manifest: Manifest, patients: Iterable[str]) -> UInt64[np.ndarray, " scan"]:
+    """The scans of all cases of these patients, with and without a label, as `CaseColumns.scans` has them."""
+    columns = case_columns(manifest.cases)
+    scans: UInt64[np.ndarray, " scan"] = columns.scans[_cases_of(columns, patients)[columns.scan_cases]]
+    return scans
+
+
+def patients_showing(manifest: Manifest, scans: UInt64[np.ndarray, " scan"]) -> frozenset[str]:
+    """The patients of whom a case, with or without a label, shows one of these scans."""
+    columns = case_columns(manifest.cases)
+    return _patients_of(columns, columns.scan_cases[np.isin(columns.scans, scans)])
+
+
+def patients_unmarked(manifest: Manifest) -> frozenset[str]:
+    """The patients of whom a case has no fingerprint: whether its scan is another's cannot be told."""
+    columns = case_columns(manifest.cases)
+    return _patients_of(columns, np.setdiff1d(np.arange(len(columns.labelled)), columns.scan_cases))
+
+
 def labelled_patients(manifest: Manifest) -> tuple[str, ...]:
     """The patients with a labelled case, sorted."""
     columns = case_columns(manifest.cases)
@@ -160,6 +188,11 @@ def labelled_cases(manifest: Manifest, patients: Iterable[str]) -> Sequence[Case
     """The labelled cases of these patients, in the manifest's order; each is parsed when asked for."""
     columns = case_columns(manifest.cases)
     return ChosenCases(manifest.cases, np.flatnonzero(columns.labelled & _cases_of(columns, patients)))
+
+
+def all_cases(manifest: Manifest, patients: Iterable[str]) -> Sequence[CaseRecord]:
+    """The same with those that have no label."""
+    return ChosenCases(manifest.cases, np.flatnonzero(_cases_of(case_columns(manifest.cases), patients)))
 
 
 class ChosenCases(Sequence[CaseRecord]):
@@ -204,6 +237,10 @@ def _cases_of(columns: CaseColumns, patients: Iterable[str]) -> Bool[np.ndarray,
     chosen = np.array([name in wanted for name in columns.patients.values], bool)
     cases: Bool[np.ndarray, " case"] = chosen[columns.patients.numbers]
     return cases
+
+
+def _patients_of(columns: CaseColumns, cases: Integer[np.ndarray, " some"]) -> frozenset[str]:
+    return frozenset(columns.patients.values[number] for number in np.unique(columns.patients.numbers[cases]))
 
 
 def _first_alike(columns: CaseColumns) -> dict[int, int]:

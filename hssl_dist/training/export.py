@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hssl_dist import files
-from hssl_dist.networks.weights import CARD_NAME, WEIGHTS_NAME, ModelCard, save_model
+from hssl_dist.networks.weights import CARD_NAME, WEIGHTS_NAME, ModelCard, PretrainedOn, save_model
 from hssl_dist.training.precision import resolved
 
 if TYPE_CHECKING:
@@ -19,12 +19,17 @@ if TYPE_CHECKING:
 def save_pretrained(url: str, result: PretrainingResult, config: PretrainConfig, lineage: Lineage) -> None:
     """Write the network to a model folder at a local path or URL; a reader finds all of it or no card."""
     device = next(result.network.parameters()).device
+    excluded = config.sampling.exclude_test
     card = ModelCard(
         kind="pretrained",
         network=config.network.model_dump(mode="json"),
         in_channels=1,
         tasks=result.tasks,
         groups=result.groups,
+        pretrained_on=PretrainedOn(
+            cases=result.cases,
+            exclude_test=None if excluded is None else excluded.model_dump(mode="json"),
+        ),
         metrics=result.metrics,
         lineage=lineage,
         extra={"trajectory": result.trajectory, "precision": resolved(config.precision, device)},

@@ -44,11 +44,15 @@ _NAMED_SAMPLES = 8
 
 @dataclass(frozen=True, slots=True)
 class PretrainingResult:
-    """A finished run: its network, what defined it, and the metrics of every logged step (on rank 0)."""
+    """A finished run: its network, what defined it, and the metrics of every logged step (on rank 0).
+
+    `cases` are those that regions were drawn from, by dataset.
+    """
 
     network: PretrainingNetwork
     tasks: tuple[str, ...]
     groups: tuple[str, ...]
+    cases: dict[str, tuple[str, ...]]
     trajectory: dict[str, Any]
     history: History
 
@@ -91,8 +95,9 @@ def run_pretraining(
         if loop.step < last:
             loop.train(stage, first, last)
     collectives.barrier(config.collective_timeout_s)
+    schedule = loop.schedule
     return PretrainingResult(
-        loop.network, loop.schedule.tasks, loop.schedule.groups, loop.trajectory, loop.history
+        loop.network, schedule.tasks, schedule.groups, schedule.case_ids(), loop.trajectory, loop.history
     )
 
 

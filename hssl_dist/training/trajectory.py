@@ -25,10 +25,15 @@ _READING_AHEAD = {"prefetch_batches", "prefetch_bytes"}
 
 
 def trajectory(config: PretrainConfig, manifests: Mapping[str, Manifest]) -> dict[str, Any]:
-    """The part of the config, and the hashes of the manifests, that determine every weight; plain JSON."""
+    """The part of the config, and the hashes of the manifests, that determine every weight; plain JSON.
+
+    The manifests are those drawn from, and those of other datasets whose test patients are left out.
+    """
     part: dict[str, Any] = config.model_dump(mode="json", include=_DEFINING)
     part["sampling"] = {key: value for key, value in part["sampling"].items() if key not in _READING_AHEAD}
     part["draws"] = DRAWS_VERSION
+    if not part["sampling"]["exclude_test_of"]:
+        del part["sampling"]["exclude_test_of"]  # the manifests tell; a run of before this key goes on
     excluded = config.sampling.exclude_test
     if excluded is not None and excluded.file is not None:
         # What the file says, wherever it lies.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import ray
 
 from hssl_dist.config.parts import RayConfig
 from hssl_dist.console import Console
+from hssl_dist.errors import ConfigError, WorkerError
 from hssl_dist.jobs import cluster
 
 
@@ -47,6 +49,41 @@ def test_a_connection_is_shared_and_outlives_the_job():
 def test_a_local_cluster_is_closed_to_strangers():
     assert os.environ["RAY_AUTH_MODE"] == "token"
     assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
+
+
+@ray.remote
+def killed() -> None:
+    """A worker that the system ends, as it does when memory is short."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@ray.remote
+def refused(error: Exception) -> None:
+    """A task that fails by an error of the package, or not."""
+    raise error
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_task_asks_for_no_more_than_a_node_has():
+    there = int(max(node["Resources"]["CPU"] for node in ray.nodes()))
+    gpus = {"num_gpus": 0.0}
+    assert cluster.task_resources(1, gpu=False) == {"num_cpus": 1, **gpus}
+    assert cluster.task_resources(there + 60, gpu=False) == {"num_cpus": there, **gpus}
+    task = worker_modules.options(**cluster.task_resources(there + 60))
+    assert ray.get(task.remote(), timeout=60)["package"]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_lost_worker_is_one_line_and_the_package_s_errors_stay_what_they_are():
+    with pytest.raises(WorkerError) as caught:
+        cluster.result(killed.options(max_retries=0).remote(), "what is done is kept")
+    assert str(caught.value).startswith("a Ray worker was lost (")
+    assert str(caught.value).endswith("; what is done is kept")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match=r"^no such thing$"):
+        cluster.result(refused.remote(ConfigError("no such thing")), "")
+    with pytest.raises(ray.exceptions.RayTaskError):
+        cluster.result(refused.remote(ZeroDivisionError("unforeseen")), "")
 
 
 JOIN = """

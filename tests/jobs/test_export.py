@@ -152,6 +152,33 @@ def test_what_is_assumed_is_a_warning(place: Place, tmp_path: Path) -> None:
     assert "spacing is assumed: 1 x 1 x 1 mm: neither the model nor a dataset says it" in outcome.warnings
 
 
+def test_a_fine_tuned_models_dataset_is_prepared_as_its_images_were(place: Place, tmp_path: Path) -> None:
+    card, state = place.fine_tuned
+    known = card.model_copy(update={"recipe": recipe(MR), "modalities": ("mr",)})
+    save_model(tmp_path / "known", state, known)
+    about = {"channels": ("mr",), "classes": card.classes}
+    write_manifest(place.store, header(dataset="same", recipe=recipe(MR), **about), ())
+    place.export(tmp_path / "out", to="nnunet", model=str(tmp_path / "known"), dataset="same")
+    coarse = recipe(MR, spacing_mm=(5.0, 1.0, 1.0))
+    write_manifest(place.store, header(dataset="coarse", recipe=coarse, **about), ())
+    write_manifest(place.store, header(dataset="ct", recipe=recipe(CT), **about | {"channels": ("ct",)}), ())
+    for dataset, differs in (
+        ("coarse", "spacing_mm (5.0, 1.0, 1.0) instead of (2.0, 1.0, 1.0)"),
+        ("ct", "channels ct instead of mr"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            place.export(tmp_path / "none", to="nnunet", model=str(tmp_path / "known"), dataset=dataset)
+        assert str(caught.value) == (
+            f"dataset {dataset!r} is not preprocessed as the model's images were: {differs}; "
+            "leave dataset out: the model's card says how its images are prepared"
+        )
+    assert not (tmp_path / "none").exists()
+    # A card that says nothing leaves it to the dataset.
+    place.export(tmp_path / "new", to="nnunet", model=str(place.folder / "fine-tuned"), dataset="coarse")
+    plans = json.loads((tmp_path / "new" / "plans.json").read_text())
+    assert plans["configurations"]["3d_fullres"]["spacing"] == [5.0, 1.0, 1.0]
+
+
 # ----------------------------------------------------------------------------------------- the output folder
 
 

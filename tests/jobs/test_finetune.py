@@ -5,10 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+import ray
 import torch
 
 from hssl_dist import files
@@ -17,7 +21,14 @@ from hssl_dist.config.finetune import FinetuneConfig, PromoteConfig
 from hssl_dist.config.parts import TrackingConfig
 from hssl_dist.config.pretrain import ObjectiveConfig
 from hssl_dist.console import Console
-from hssl_dist.errors import CheckpointError, ConfigError, MissingError, TrackingError
+from hssl_dist.errors import (
+    CheckpointError,
+    ConfigError,
+    MissingError,
+    OutOfMemoryError,
+    TrackingError,
+    WorkerError,
+)
 from hssl_dist.jobs import evaluate, finetune, promote
 from hssl_dist.jobs.publish import publish
 from hssl_dist.networks.pretraining import build_pretraining_network
@@ -28,6 +39,7 @@ from hssl_dist.segmentation import WAYS
 from hssl_dist.store import write_manifest
 from hssl_dist.tracking import fetch_model, register_model, start_run
 from hssl_dist.tracking.client import connect
+from hssl_dist.training.checkpoint import CheckpointStore
 from hssl_dist.training.precision import resolved
 from tests.tiny_store import CLASSES, NETWORK, write_blobs
 
@@ -364,3 +376,58 @@ def test_on_ray_it_gives_the_same_weights_and_the_same_errors(place: Place) -> N
     with pytest.raises(MissingError) as caught:
         place.finetune("there", dataset="none", runner="ray")
     assert str(caught.value).endswith("preprocess the dataset 'none' first")
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_on_ray_more_threads_than_there_are_cpus_do_not_wait_for_ever(place: Place) -> None:
+    cpus = int(ray.cluster_resources()["CPU"])
+    outcome = place.finetune("threads", register_as="threads", runner="ray", threads=cpus + 1)
+    assert outcome.status == "done"
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_worker_that_is_killed_is_told_and_the_run_goes_on(place: Place) -> None:
+    changes: dict[str, Any] = {
+        "register_as": "lost",
+        "training": {**TRAINING, "steps": 200, "validate_every": 100},
+        "checkpoint": {"every_steps": 5},
+    }
+    checkpoints = CheckpointStore(str(place.folder / "runs/lost/checkpoints"))
+    killer = threading.Thread(target=kill_worker_after, args=(checkpoints,))
+    killer.start()
+    with pytest.raises(WorkerError) as caught:
+        place.finetune("lost", runner="ray", **changes)
+    killer.join()
+    assert str(caught.value).startswith("a Ray worker was lost (")
+    assert str(caught.value).endswith("its last checkpoint is kept: run it again to go on")
+    assert 5 <= (checkpoints.latest() or 0) < 200
+    assert place.finetune("lost", **changes).summary["steps"] == 200
+
+
+def kill_worker_after(checkpoints: CheckpointStore) -> None:
+    """Kill the worker of this process's cluster that fine-tunes, once it has saved a checkpoint."""
+    give_up_s = time.monotonic() + 120.0
+    while checkpoints.latest() is None and time.monotonic() < give_up_s:
+        time.sleep(0.01)
+    for process in psutil.Process().children(recursive=True):
+        if "_run_task" in " ".join(process.cmdline()):
+            process.kill()
+
+
+def test_memory_that_does_not_suffice_is_one_line_with_advice(place: Place, tmp_path: Path) -> None:
+    """Patches of more bytes than any machine can address."""
+    huge = (2**15, 2**16, 2**16)
+    with pytest.raises(OutOfMemoryError) as caught:
+        place.finetune("huge", register_as="huge", model="scratch", training={**TRAINING, "patch_size": huge})
+    assert str(caught.value) == (
+        "not enough memory for training; lower training.batch_size or training.patch_size, or use a larger "
+        "machine"
+    )
+    card, state = load_model(Path(place.finetune("small", register_as="huge").summary["path"]))
+    save_model(tmp_path, state, card.model_copy(update={"patch_size": huge}))
+    with pytest.raises(OutOfMemoryError) as caught:
+        place.evaluate(str(tmp_path))
+    assert str(caught.value).startswith("not enough memory for predicting case 'p")
+    assert str(caught.value).endswith(
+        "'; fine-tune with a smaller training.patch_size, or use a larger machine"
+    )

@@ -21,6 +21,30 @@ def test_sets_of_predictions_have_the_name_given_or_their_folders() -> None:
     assert EvaluateConfig.model_validate(config.model_dump()) == config
 
 
+@pytest.mark.parametrize(
+    ("text", "name", "folder"),
+    [
+        ("/data/runs/lr=0.1", "lr=0.1", "/data/runs/lr=0.1"),
+        ("/data/lr=0.1/out", "out", "/data/lr=0.1/out"),
+        ("./lr=0.1", "lr=0.1", "HERE/lr=0.1"),
+        ("s3://bucket/lr=0.1/", "lr=0.1", "s3://bucket/lr=0.1"),
+        ("ours=/data/runs/lr=0.1", "ours", "/data/runs/lr=0.1"),
+        ("ours=s3://bucket/lr=0.1", "ours", "s3://bucket/lr=0.1"),
+        ("lr=0.1", "lr", "HERE/0.1"),
+        ("=x", "=x", "HERE/=x"),
+    ],
+)
+def test_folders_with_an_equals_sign_survive_further_validations(
+    text: str, name: str, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = _load("--predictions", text, "--labels", "/l")
+    monkeypatch.chdir("/")
+    for _ in range(2):
+        assert config.sets == {name: folder.replace("HERE", str(tmp_path))}
+        config = EvaluateConfig.model_validate(config.model_dump())
+
+
 def test_folders_are_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     config = _load("--predictions", "us=pred", "--labels", "true")
@@ -49,6 +73,10 @@ def test_tolerances_by_class_and_in_general() -> None:
         (
             ("--predictions", "/a/p", "--predictions", "/b/p", "--labels", "/l"),
             "two `predictions` are called 'p'; name them, as in ours=FOLDER",
+        ),
+        (
+            ("--predictions", "/a/lr=1", "--predictions", "/b/lr=1", "--labels", "/l"),
+            "two `predictions` are called 'lr=1'; name them, as in ours=FOLDER",
         ),
         (
             ("--predictions", "/p", "--labels", "/l", "--patient_pattern", "x"),

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from hssl_dist.config.evaluate import EvaluateConfig
+from hssl_dist.config.pretrain import SamplingConfig
 from hssl_dist.config.study import DEFAULT_ARMS
-from hssl_dist.jobs.study_plan import Plan, evaluate_config, finetune_config
+from hssl_dist.jobs.study_plan import Plan, evaluate_config, finetune_config, identity
+from hssl_dist.store import read_manifests
 from tests.tiny_store import NETWORK
-from tests.tiny_study import TRAINING, config
+from tests.tiny_study import TRAINING, config, write_store
 
 ROOT = Path("/nowhere")
 
@@ -93,6 +96,37 @@ def test_pretraining_never_sees_test_patients_and_its_name_follows_its_content()
     (elsewhere,) = Plan.of(config(ROOT, runs="/other", threads=2)).pretrainings
     (other,) = Plan.of(config(ROOT, split={"test": 0.3, "validation": 0.25})).pretrainings
     assert elsewhere.name == pretraining.name != other.name
+
+
+def test_a_task_that_is_not_drawn_from_keeps_its_test_patients_out_of_pretraining() -> None:
+    def sampling(datasets: tuple[str, ...], **changes: Any) -> dict[str, SamplingConfig]:
+        pretrain = config(ROOT).pretrain
+        only = pretrain.sampling.model_copy(update={"datasets": datasets})
+        study = config(
+            ROOT,
+            arms=["scratch", "hssl-single", "hssl-multi"],
+            pretrain=pretrain.model_copy(update={"sampling": only}),
+            **changes,
+        )
+        return {name: p.config.sampling for p in Plan.of(study).pretrainings for name in p.arms}
+
+    multi = sampling(("spots", "more"))["hssl-multi"]
+    assert (multi.datasets, multi.exclude_test_of) == (("spots", "more"), ("blobs",))
+    for drawn in ((), ("blobs", "spots"), ("spots", "more", "blobs")):
+        assert sampling(drawn)["hssl-multi"].exclude_test_of == ()
+    assert sampling(("spots",))["hssl-single"].exclude_test_of == ()
+
+
+def test_what_is_left_out_of_a_pretraining_is_part_of_the_study_s_identity(tmp_path: Path) -> None:
+    write_store(tmp_path)
+    manifests = read_manifests(str(tmp_path / "store"))
+    pretrain = config(ROOT).pretrain
+    only = pretrain.sampling.model_copy(update={"datasets": ("spots",)})
+    study = config(ROOT, pretrain=pretrain.model_copy(update={"sampling": only}))
+
+    seen = identity(study, Plan.of(study), manifests)["blobs/hssl-multi"]["pretrain"]
+    assert seen["sampling"]["exclude_test_of"] == ["blobs"]
+    assert seen["manifests"] == {name: manifests[name].sha256 for name in ("blobs", "spots")}
 
 
 def test_paired_cells_differ_in_their_start_alone() -> None:

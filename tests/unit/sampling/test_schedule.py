@@ -203,6 +203,43 @@ def test_a_scan_that_is_held_out_is_held_out_under_every_name(record, manifest):
     assert len(tested) == 3
 
 
+@pytest.mark.parametrize("others", [None, ("heart",)])
+def test_test_patients_of_a_dataset_that_is_not_drawn_are_held_out_too(record, manifest, others):
+    split = SplitConfig(test=0.5, seed=1)
+    heart = manifest(*[record(f"p{n}", fingerprints=(f"scan {n}",)) for n in range(6)])
+    copies = [record(f"o{n}", dataset="other", labelled=False, fingerprints=(f"scan {n}",)) for n in range(9)]
+    other = manifest(*copies)
+    changes = {"datasets": ("other",), "exclude_test": split, "exclude_test_of": others}
+    tested = {int(patient[1:]) for patient in split_manifest(heart, split).test}
+
+    schedule = Schedule({"heart": heart, "other": other}, CONFIG.model_copy(update=changes), 0, 8)
+    alone = Schedule({"other": other}, CONFIG.model_copy(update={**changes, "exclude_test_of": ()}), 0, 8)
+
+    left = {f"o{n}" for n in set(range(9)) - tested}
+    assert schedule.case_ids() == {"other": tuple(sorted(left))}
+    assert {draw.record.id for step in all_draws(schedule, 40) for draw in step} == left
+    assert schedule.tasks == ("other",)
+    assert len(tested) == 3
+    assert len(alone.case_ids()["other"]) == 9
+
+
+def test_folds_and_files_leave_datasets_without_labels_alone(record, manifest, tmp_path):
+    heart = manifest(*[record(f"p{n}") for n in range(6)])
+    bare = manifest(*[record(f"b{n}", dataset="bare", labelled=False) for n in range(3)])
+    (tmp_path / "split.json").write_text(
+        '{"heart": {"train": ["p0", "p1", "p2", "p3"], "test": ["p4", "p5"]}}'
+    )
+    folds, file = SplitConfig(folds=3, fold=1), SplitConfig(file=str(tmp_path / "split.json"))
+
+    for split in (folds, file):
+        config = CONFIG.model_copy(update={"exclude_test": split})
+        schedule = Schedule({"heart": heart, "bare": bare}, config, 0, 8)
+        ids = schedule.case_ids()
+        assert ids["bare"] == ("b0", "b1", "b2")
+        assert set(ids["heart"]) == {f"p{n}" for n in range(6)} - set(split_manifest(heart, split).test)
+        assert len(ids["heart"]) == 4
+
+
 @pytest.mark.parametrize(
     ("margin", "expected"), [(0.0, (4, 8, 8)), (0.1, (5, 9, 9)), (0.25, (5, 10, 10)), (0.5, (6, 12, 12))]
 )
@@ -219,6 +256,12 @@ def test_unknown_datasets_are_refused(manifests):
         Schedule(manifests, CONFIG.model_copy(update={"datasets": ("liver",)}), 0, 8)
 
     assert str(error.value) == "sampling.datasets names 'liver'; the store has brain, heart, lung"
+
+    excluding = {"exclude_test": SplitConfig(), "exclude_test_of": ("heart", "liver")}
+    with pytest.raises(ConfigError) as error:
+        Schedule(manifests, CONFIG.model_copy(update=excluding), 0, 8)
+
+    assert str(error.value) == "sampling.exclude_test_of names 'liver'; the store has brain, heart, lung"
 
 
 def test_an_empty_store_is_refused():

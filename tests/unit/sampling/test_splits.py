@@ -8,7 +8,8 @@ from hssl_dist.config.finetune import LabelsConfig
 from hssl_dist.config.parts import SplitConfig
 from hssl_dist.errors import ConfigError, MissingError
 from hssl_dist.sampling import label_subset, split_manifest, split_patients
-from hssl_dist.sampling.splits import label_order, nested_sizes
+from hssl_dist.sampling.split_files import named_datasets
+from hssl_dist.sampling.splits import label_order, nested_sizes, patients_showing, patients_unmarked, scans_of
 
 names = st.sets(st.text(min_size=1, max_size=8), max_size=60)
 shares = st.integers(0, 100).map(lambda percent: percent / 100)
@@ -127,6 +128,28 @@ def test_a_dataset_is_split_by_its_labelled_patients(record, manifest):
     assert len(split.test) == 3
 
 
+def test_scans_find_patients_by_whatever_case(record, manifest):
+    own = manifest(
+        record("a1", patient="a", fingerprints=("1", "2")),
+        record("a2", patient="a", fingerprints=("3",), labelled=False),
+        record("b1", patient="b", fingerprints=("4",)),
+        record("c1", patient="c"),
+    )
+    other = manifest(
+        record("p1", patient="p", fingerprints=("9", "2")),
+        record("q1", patient="q", fingerprints=("8",)),
+        record("q2", patient="q", fingerprints=("3",), labelled=False),
+        record("r1", patient="r", fingerprints=("4",)),
+        record("s1", patient="s", fingerprints=("7",)),
+        record("s2", patient="s"),
+    )
+
+    assert patients_showing(other, scans_of(own, ["a", "absent"])) == {"p", "q"}
+    assert patients_showing(other, scans_of(own, ["b", "c"])) == {"r"}
+    assert patients_showing(other, scans_of(own, ["c"])) == set()
+    assert (patients_unmarked(own), patients_unmarked(other)) == ({"c"}, {"s"})
+
+
 def test_patients_who_share_a_scan_stay_together(record, manifest):
     shared = {2: ("x",), 5: ("x", "y"), 8: ("y",), 11: ("z",), 0: ("z", "z")}
     cases = [record(f"c{n:02}", patient=f"p{n:02}", fingerprints=shared.get(n, (f"{n}",))) for n in range(16)]
@@ -188,6 +211,27 @@ def test_the_first_fold_is_the_split_by_shares():
 def test_folds_beyond_the_patients_are_refused():
     with pytest.raises(ConfigError, match=r"split\.folds is 5, but there are 3 patients to fold; lower it"):
         split_patients("abc", SplitConfig(folds=5))
+
+
+def test_folds_beyond_a_dataset_s_patients_name_it(record, manifest):
+    shared = {0: ("x",), 1: ("x",)}
+    cases = [record(f"c{n}", fingerprints=shared.get(n, (f"{n}",))) for n in range(4)]
+
+    for part in ("test", "validation"):
+        with pytest.raises(ConfigError) as error:
+            split_manifest(manifest(*cases), SplitConfig(folds=4, fold_part=part))
+        assert str(error.value) == (
+            "split.folds is 4, but dataset 'heart' has 3 labelled patients to fold, counting those who share "
+            "scans as one; lower it, or leave this dataset out"
+        )
+        assert split_manifest(manifest(*cases), SplitConfig(folds=3, fold_part=part)).train
+
+
+@pytest.mark.parametrize("changes", [{}, {"folds": 5}, {"folds": 5, "fold_part": "validation"}])
+def test_nobody_is_set_aside_where_nobody_has_a_label(record, manifest, changes):
+    split = split_manifest(manifest(record("c", labelled=False)), SplitConfig(**changes))
+
+    assert (split.train, split.validation, split.test) == ((), (), ())
 
 
 @pytest.mark.parametrize(
@@ -264,6 +308,27 @@ def test_a_file_divides_the_patients(tmp_path, dataset):
 def test_a_file_that_does_not_fit_is_refused(tmp_path, dataset, content, message):
     with pytest.raises(ConfigError, match=rf"split\.file .*split\.json {message}"):
         by_file(tmp_path, dataset, content)
+
+
+def test_a_file_need_not_name_a_dataset_without_labels(tmp_path, record, manifest):
+    bare = manifest(record("c", patient="p", labelled=False))
+
+    for content in ({"liver": {"train": ["z"]}}, {"train": ["z"]}):
+        split = by_file(tmp_path, bare, content)
+        assert (split.train, split.validation, split.test) == ((), (), ())
+    with pytest.raises(ConfigError, match=r"lists 1 patient \('p'\) without a labelled case in dataset"):
+        by_file(tmp_path, bare, {"heart": {"test": ["p"]}})
+
+
+def test_a_file_tells_which_datasets_it_names(tmp_path):
+    path = tmp_path / "split.json"
+    for content, names in (
+        ({"train": ["a"], "test": ["b"]}, set()),
+        ({"heart": {"train": ["a"]}, "liver": {}}, {"heart", "liver"}),
+        ([], set()),
+    ):
+        path.write_text(json.dumps(content))
+        assert named_datasets(str(path)) == names
 
 
 def test_a_file_that_is_not_there_is_missing(dataset):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,6 +28,20 @@ def test_a_split_file_counts_by_its_content(tmp_path: Path) -> None:
 def test_a_split_without_a_file_has_the_hash_it_always_had() -> None:
     plain = PretrainConfig(sampling=SamplingConfig(exclude_test=SplitConfig(test=0.3)))
     assert trajectory_hash(plain, {}) == trajectory_hash(plain.model_copy(update={"name": "other"}), {})
+
+
+def test_datasets_whose_test_patients_are_left_out_tell_runs_apart_if_there_are_any() -> None:
+    def sampling(**changes: Any) -> dict[str, Any]:
+        config = PretrainConfig(
+            sampling=SamplingConfig(datasets=("b",), exclude_test=SplitConfig(), **changes)
+        )
+        part: dict[str, Any] = trajectory(config, {})["sampling"]
+        return part
+
+    assert sampling(exclude_test_of=("a",))["exclude_test_of"] == ["a"]
+    # As runs of before the key were saved: the manifests tell these apart.
+    assert sampling() == sampling(exclude_test_of=())
+    assert "exclude_test_of" not in sampling()
 
 
 def test_precision_and_the_way_regions_are_drawn_tell_runs_apart() -> None:
