@@ -49,7 +49,8 @@ def choose(part: ScoredPart, card: ModelCard, manifest: Manifest, root: str) -> 
     patients that are gone, CheckpointError for a card that does not say who was set aside.
     """
     if manifest.dataset == card.dataset:
-        chosen = Chosen(labelled_cases(manifest, _set_aside(part, card, manifest)), left_out=0)
+        patients = _set_aside(part, card, manifest)
+        chosen = Chosen(labelled_cases(manifest, patients), 0, _pretrained_on(card, patients))
         remedy = f"fine-tune with a larger split.{part}"
     else:
         chosen = _of_another(part, card, manifest, root)
@@ -74,6 +75,16 @@ def _set_aside(part: ScoredPart, card: ModelCard, manifest: Manifest) -> tuple[s
             "use the store the model was trained on, or fine-tune it again"
         )
     return patients
+
+
+def _pretrained_on(card: ModelCard, patients: Sequence[str]) -> tuple[str, ...]:
+    """A warning if test patients among them have been seen, without labels."""
+    seen = set(card.test_pretrained_on or ()) & set(patients)
+    told = (
+        f"the network was pretrained on images, without labels, of {len(seen)} of the {len(patients)} patients, "
+        "which may flatter their scores"
+    )
+    return (told,) if seen else ()
 
 
 def _of_another(part: ScoredPart, card: ModelCard, manifest: Manifest, root: str) -> Chosen:

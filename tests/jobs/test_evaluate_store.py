@@ -136,6 +136,17 @@ def test_of_the_models_own_dataset_the_patients_set_aside_are_scored(place: Plac
     assert (outcome.summary["patients_left_out"], outcome.warnings) == (0, ())
 
 
+def test_test_patients_that_were_pretrained_on_are_told(place: Place) -> None:
+    place.model = place.save("seen", test_pretrained_on=("p7",))
+    outcome = place.evaluate(dataset=None, part="test")
+    assert place.scored == {"p6", "p7"}
+    assert outcome.warnings == (
+        "the network was pretrained on images, without labels, of 1 of the 2 patients, which may flatter their "
+        "scores",
+    )
+    assert place.evaluate(dataset=None, part="validation").warnings == ()
+
+
 def _no_own_dataset(place: Place) -> None:
     Path(manifest_url(place.store, "own")).unlink()
 
