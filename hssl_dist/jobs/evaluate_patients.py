@@ -81,8 +81,8 @@ def _pretrained_on(card: ModelCard, patients: Sequence[str]) -> tuple[str, ...]:
     """A warning if test patients among them have been seen, without labels."""
     seen = set(card.test_pretrained_on or ()) & set(patients)
     told = (
-        f"the network was pretrained on images, without labels, of {len(seen)} of the {len(patients)} patients, "
-        "which may flatter their scores"
+        f"the network was pretrained on images, without labels, of {len(seen)} of the {len(patients)} "
+        "patients, which may flatter their scores"
     )
     return (told,) if seen else ()
 

@@ -141,8 +141,8 @@ def test_test_patients_that_were_pretrained_on_are_told(place: Place) -> None:
     outcome = place.evaluate(dataset=None, part="test")
     assert place.scored == {"p6", "p7"}
     assert outcome.warnings == (
-        "the network was pretrained on images, without labels, of 1 of the 2 patients, which may flatter their "
-        "scores",
+        "the network was pretrained on images, without labels, of 1 of the 2 patients, which may flatter "
+        "their scores",
     )
     assert place.evaluate(dataset=None, part="validation").warnings == ()
 
