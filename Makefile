@@ -38,7 +38,7 @@ study-models: setup
 	$(MAKE) --jobs 2 hippocampus-unet acdc-unet
 
 TUNE = $(BIN)/hssl finetune --config configs/finetune/strong-$*.yaml --register_as $@ --threads 1
-FEW := --labels.fraction 0.05 --training.steps 600 --training.validate_every 200
+FEW := --labels.fraction 0.05 --training.steps 600 --training.learning_rate 8e-3 --training.validate_every 200
 
 hippocampus-unet acdc-unet: %-unet: | setup
 	$(BIN)/hssl pretrain --config configs/pretrain/$@.yaml
