@@ -38,7 +38,9 @@ study-models: setup
 	$(MAKE) --jobs 2 hippocampus-unet acdc-unet
 
 TUNE = $(BIN)/hssl finetune --config configs/finetune/strong-$*.yaml --register_as $@ --threads 1
-FEW := --labels.fraction 0.05 --training.steps 600 --training.learning_rate 8e-3 --training.validate_every 200
+# Flags win over the environment, so the steps with few labels have a variable of their own.
+FEW_STEPS ?= 600
+FEW = --labels.fraction 0.05 --training.steps $(FEW_STEPS) --training.learning_rate 8e-3 --training.validate_every 200
 
 hippocampus-unet acdc-unet: %-unet: | setup
 	$(BIN)/hssl pretrain --config configs/pretrain/$@.yaml

@@ -18,6 +18,7 @@ SHORT = {
     "HSSL_TRAINING__STEPS": "4",
     "HSSL_TRAINING__VALIDATE_EVERY": "4",
     "HSSL_SPLIT__VALIDATION": "0.03",
+    "FEW_STEPS": "4",
 }
 
 
