@@ -75,6 +75,10 @@ class AugmentationConfig(ViewConfig):
     """Largest shift of brightness, in standard deviations."""
 
 
+KeepLargestWanted = Literal["auto"] | KeepLargest
+"""`auto`: whichever of the ways validates best."""
+
+
 class SupervisedConfig(Part):
     """Supervised training."""
 
@@ -114,7 +118,7 @@ class SupervisedConfig(Part):
     """Steps between validations; the last step is always validated."""
     validation_overlap: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
     """Overlap of neighbouring windows in a validation."""
-    keep_largest: Literal["auto"] | KeepLargest = "auto"
+    keep_largest: KeepLargestWanted = "auto"
     """Of what only the largest connected component of a prediction is kept: of the foreground, all classes
     together, of each class, or never; `auto`: what validates best with the weights that did."""
     patience: PositiveInt | None = None

@@ -177,11 +177,9 @@ class TaskConfig(Part):
     pretrain_patch_size: Size | None = None
     """Size z y x of a view in its pretrainings; `pretrain.sampling.patch_size` if not given."""
 
-    def learning(self, base: LearningConfig) -> LearningConfig:
-        """The study's `pretrain` section with the task's network and size of views. Raises as `over` does."""
-        changed: dict[str, Any] = {}
-        if self.network is not None:
-            changed["network"] = self.network
+    def learning(self, base: LearningConfig, network: NetworkConfig) -> LearningConfig:
+        """The study's `pretrain` section with a network and the task's views. Raises as `over` does."""
+        changed: dict[str, Any] = {"network": network}
         if self.pretrain_patch_size is not None:
             changed["sampling"] = {"patch_size": self.pretrain_patch_size}
         return over(base, changed)
@@ -302,7 +300,7 @@ class StudyConfig(JobConfig):
     def learning(self, arm: ArmConfig, task: TaskConfig) -> LearningConfig:
         """What the arm's pretraining for a task learns. Raises ValueError, in one line."""
         try:
-            return over(arm.learning(task.learning(self.pretrain)), {"network": self.network(arm, task)})
+            return arm.learning(task.learning(self.pretrain, self.network(arm, task)))
         except ValueError as error:
             raise ValueError(f"arm {arm.name!r} for task {task.dataset!r}: {error}") from None
 

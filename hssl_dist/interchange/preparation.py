@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
 
 from hssl_dist.config.network import NetworkConfig
-from hssl_dist.errors import CheckpointError, ConfigError
+from hssl_dist.errors import CheckpointError, ConfigError, HsslError
 from hssl_dist.imaging.recipe import Recipe
 from hssl_dist.networks.weights import ModelCard
 from hssl_dist.records import ManifestHeader, Shape
@@ -88,27 +89,23 @@ def _deciding(recipe: Recipe) -> dict[str, Any]:
 
 
 def _recipe_of_card(card: ModelCard) -> Recipe | None:
-    try:
-        return Recipe.model_validate(card.recipe) if card.recipe else None
-    except ValidationError as error:
-        raise CheckpointError(
-            f"the recipe in the model's card is not one of this version: {_first(error)}"
-        ) from error
+    return _understood(card.recipe, CheckpointError, "in the model's card", "")
 
 
 def _recipe_of_dataset(header: ManifestHeader) -> Recipe | None:
+    return _understood(header.recipe, ConfigError, f"of dataset {header.dataset!r}", "; preprocess it again")
+
+
+def _understood(
+    recipe: Mapping[str, Any] | None, error_type: type[HsslError], whose: str, remedy: str
+) -> Recipe | None:
+    """The recipe; None if there is none. Raises `error_type` for one that is not understood."""
     try:
-        return Recipe.model_validate(header.recipe) if header.recipe else None
+        return Recipe.model_validate(recipe) if recipe else None
     except ValidationError as error:
-        raise ConfigError(
-            f"the recipe of dataset {header.dataset!r} is not one of this version: {_first(error)}; "
-            "preprocess it again"
-        ) from error
-
-
-def _first(error: ValidationError) -> str:
-    first = error.errors()[0]
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        first = error.errors()[0]
+        where = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise error_type(f"the recipe {whose} is not one of this version: {where}{remedy}") from error
 
 
 def check_patch(patch_size: Shape, network: NetworkConfig) -> None:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from hssl_dist.config.finetune import KeepLargestWanted
 from hssl_dist.records import KeepLargest
 from hssl_dist.segmentation import WAYS, DiceMeans, MeansByWay, best_way
 
 if TYPE_CHECKING:
     from hssl_dist.training.supervised import SupervisedResult
-
-Wanted = Literal["auto"] | KeepLargest
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +46,12 @@ class Delivered:
         return f", largest component of {what} only{before}"
 
 
-def ways(wanted: Wanted) -> Sequence[KeepLargest]:
+def ways(wanted: KeepLargestWanted) -> Sequence[KeepLargest]:
     """What validations look at, so that one of them can be delivered."""
     return WAYS if wanted == "auto" else tuple(dict.fromkeys(("never", wanted)))
 
 
-def deliver(result: SupervisedResult, wanted: Wanted) -> Delivered:
+def deliver(result: SupervisedResult, wanted: KeepLargestWanted) -> Delivered:
     """The way that is wanted; for `auto` the one that validated best, and `never` without a validation."""
     if wanted != "auto":
         return Delivered(result, wanted)

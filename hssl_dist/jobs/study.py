@@ -280,8 +280,8 @@ def _pretrained(config: StudyConfig, plan: Plan, state: _State) -> list[dict[str
     """The finished pretrainings in the plan's order, then those of a time when the plan was another."""
     planned = {item.name for item in plan.pretrainings}
     others = [entry for entry in _read_json(_pretrained_url(config)) or [] if entry["name"] not in planned]
-    finished = [name for name in (item.name for item in plan.pretrainings) if name in state.pretrained]
-    return [*(state.pretrained[name].model_dump(mode="json") for name in finished), *others]
+    finished = [state.pretrained[item.name] for item in plan.pretrainings if item.name in state.pretrained]
+    return [*(result.model_dump(mode="json") for result in finished), *others]
 
 
 def _summary(config: StudyConfig, plan: Plan, state: _State, ledger: Ledger) -> dict[str, Any]:

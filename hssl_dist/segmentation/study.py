@@ -268,11 +268,12 @@ def _labelled(cells: Iterable[StudyCell]) -> dict[Group, tuple[int, int]]:
 
 
 def _claims(main_arm: str, planned: Iterable[CellKey]) -> list[Group]:
-    """The main arm of each task that has it, at the task's smallest share."""
-    keys = sorted(planned, key=lambda key: (key.task, key.fraction))
-    smallest = {key.task: key.fraction for key in reversed(keys)}
-    having = {key.task for key in keys if key.arm == main_arm}
-    return [Group(task, smallest[task], main_arm) for task in sorted(having)]
+    """The main arm of each task that has it, at its smallest share there."""
+    shares: dict[str, set[float]] = {}
+    for key in planned:
+        if key.arm == main_arm:
+            shares.setdefault(key.task, set()).add(key.fraction)
+    return [Group(task, min(shares[task]), main_arm) for task in sorted(shares)]
 
 
 def _verdicts(claims: Iterable[Group], to_scratch: Mapping[Group, Contrast]) -> tuple[Verdict, ...]:

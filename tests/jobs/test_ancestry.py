@@ -18,7 +18,7 @@ from hssl_dist.networks.weights import ModelCard, load_model, save_model
 from hssl_dist.sampling.splits import split_manifest
 from hssl_dist.store import read_manifest, write_manifest
 from tests import tiny_study
-from tests.jobs.test_finetune import Place
+from tests.tiny_finetuning import Place
 from tests.tiny_store import write_blobs
 
 SPLIT = {"test": 0.25, "validation": 0.25}

@@ -5,93 +5,31 @@ from __future__ import annotations
 import csv
 import io
 import json
-import threading
-import time
 from pathlib import Path
-from typing import Any
 
-import psutil
 import pytest
-import ray
 import torch
 
-from hssl_dist import files
-from hssl_dist.config.evaluate import EvaluateConfig
-from hssl_dist.config.finetune import FinetuneConfig, PromoteConfig
+from hssl_dist.config.finetune import PromoteConfig
 from hssl_dist.config.parts import TrackingConfig
-from hssl_dist.config.pretrain import ObjectiveConfig
 from hssl_dist.console import Console
 from hssl_dist.errors import (
     CheckpointError,
     ConfigError,
     MissingError,
-    OutOfMemoryError,
     TrackingError,
-    WorkerError,
 )
-from hssl_dist.jobs import evaluate, finetune, promote
+from hssl_dist.jobs import promote
 from hssl_dist.jobs.publish import publish
-from hssl_dist.networks.pretraining import build_pretraining_network
-from hssl_dist.networks.weights import ModelCard, load_model, save_model
-from hssl_dist.records import Lineage, Outcome
+from hssl_dist.networks.weights import load_model
 from hssl_dist.sampling.splits import split_manifest
 from hssl_dist.segmentation import WAYS
 from hssl_dist.store import write_manifest
-from hssl_dist.tracking import fetch_model, register_model, start_run
+from hssl_dist.tracking import fetch_model
 from hssl_dist.tracking.client import connect
-from hssl_dist.training.checkpoint import CheckpointStore
 from hssl_dist.training.precision import resolved
-from tests.tiny_store import CLASSES, NETWORK, write_blobs
-
-LINEAGE = Lineage(config_hash="c" * 64, code_version="0.1.0")
-TRAINING = {"steps": 4, "patch_size": (4, 8, 8), "validate_every": 2, "log_every_steps": 2}
-
-
-class Place:
-    """A folder with a store of blobs, a registry with a pretrained network, and the jobs run in it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.store = str(folder / "store")
-        self.tracking = TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db")
-        self.manifest = write_blobs(self.store)
-        torch.manual_seed(1)
-        network = build_pretraining_network(NETWORK, ObjectiveConfig(), tasks=2, groups=2)
-        self.pretrained = network.state_dict()
-        card = ModelCard(
-            kind="pretrained", network=NETWORK.model_dump(mode="json"), in_channels=1, lineage=LINEAGE
-        )
-        save_model(folder / "pretrained", self.pretrained, card)
-        with start_run(self.tracking, "pretrain", {}, {}, LINEAGE) as run:
-            register_model(self.tracking, folder / "pretrained", "hssl-unet", run.id, LINEAGE)
-            self.pretraining_run = run.id
-
-    def config(self, name: str, **changes: Any) -> FinetuneConfig:
-        values: dict[str, Any] = {
-            "name": name,
-            "dataset": "blobs",
-            "store": {"url": self.store},
-            "runs": str(self.folder / "runs"),
-            "tracking": self.tracking,
-            "network": NETWORK,
-            "split": {"test": 0.25, "validation": 0.25},
-            "training": TRAINING,
-            "threads": 1,
-        }
-        return FinetuneConfig.model_validate(values | changes)
-
-    def finetune(self, name: str, **changes: Any) -> Outcome:
-        return finetune.run(self.config(name, **changes), Console(io.StringIO()))
-
-    def evaluate(self, model: str, **changes: Any) -> Outcome:
-        values: dict[str, Any] = {
-            "model": model,
-            "store": {"url": self.store},
-            "output": str(self.folder / "evaluation"),
-            "tracking": self.tracking,
-            "threads": 1,
-        }
-        return evaluate.run(EvaluateConfig.model_validate(values | changes), Console(io.StringIO()))
+from tests.tiny_finetuning import TRAINING, Place
+from tests.tiny_store import CLASSES, write_blobs
 
 
 @pytest.fixture(scope="module")
@@ -363,71 +301,3 @@ def test_promote_moves_the_champion(place: Place) -> None:
     assert fetch_model(place.tracking, "models:/hssl-unet@champion").version == 1
     trained = place.finetune("from-champion", model="models:/hssl-unet@champion", register_as="c").summary
     assert trained["start"] == "models:/hssl-unet/1"
-
-
-@pytest.mark.usefixtures("ray_cluster")
-def test_on_ray_it_gives_the_same_weights_and_the_same_errors(place: Place) -> None:
-    here = place.finetune("here", register_as="on-ray").summary
-    there = place.finetune("there", register_as="on-ray", runner="ray").summary
-    assert there["version"] == here["version"] + 1
-    assert files.read(files.join(there["path"], "model.safetensors")) == files.read(
-        files.join(here["path"], "model.safetensors")
-    )
-    with pytest.raises(MissingError) as caught:
-        place.finetune("there", dataset="none", runner="ray")
-    assert str(caught.value).endswith("preprocess the dataset 'none' first")
-
-
-@pytest.mark.usefixtures("ray_cluster")
-def test_on_ray_more_threads_than_there_are_cpus_do_not_wait_for_ever(place: Place) -> None:
-    cpus = int(ray.cluster_resources()["CPU"])
-    outcome = place.finetune("threads", register_as="threads", runner="ray", threads=cpus + 1)
-    assert outcome.status == "done"
-
-
-@pytest.mark.usefixtures("ray_cluster")
-def test_a_worker_that_is_killed_is_told_and_the_run_goes_on(place: Place) -> None:
-    changes: dict[str, Any] = {
-        "register_as": "lost",
-        "training": {**TRAINING, "steps": 200, "validate_every": 100},
-        "checkpoint": {"every_steps": 5},
-    }
-    checkpoints = CheckpointStore(str(place.folder / "runs/lost/checkpoints"))
-    killer = threading.Thread(target=kill_worker_after, args=(checkpoints,))
-    killer.start()
-    with pytest.raises(WorkerError) as caught:
-        place.finetune("lost", runner="ray", **changes)
-    killer.join()
-    assert str(caught.value).startswith("a Ray worker was lost (")
-    assert str(caught.value).endswith("its last checkpoint is kept: run it again to go on")
-    assert 5 <= (checkpoints.latest() or 0) < 200
-    assert place.finetune("lost", **changes).summary["steps"] == 200
-
-
-def kill_worker_after(checkpoints: CheckpointStore) -> None:
-    """Kill the worker of this process's cluster that fine-tunes, once it has saved a checkpoint."""
-    give_up_s = time.monotonic() + 120.0
-    while checkpoints.latest() is None and time.monotonic() < give_up_s:
-        time.sleep(0.01)
-    for process in psutil.Process().children(recursive=True):
-        if "_run_task" in " ".join(process.cmdline()):
-            process.kill()
-
-
-def test_memory_that_does_not_suffice_is_one_line_with_advice(place: Place, tmp_path: Path) -> None:
-    """Patches of more bytes than any machine can address."""
-    huge = (2**15, 2**16, 2**16)
-    with pytest.raises(OutOfMemoryError) as caught:
-        place.finetune("huge", register_as="huge", model="scratch", training={**TRAINING, "patch_size": huge})
-    assert str(caught.value) == (
-        "not enough memory for training; lower training.batch_size or training.patch_size, or use a larger "
-        "machine"
-    )
-    card, state = load_model(Path(place.finetune("small", register_as="huge").summary["path"]))
-    save_model(tmp_path, state, card.model_copy(update={"patch_size": huge}))
-    with pytest.raises(OutOfMemoryError) as caught:
-        place.evaluate(str(tmp_path))
-    assert str(caught.value).startswith("not enough memory for predicting case 'p")
-    assert str(caught.value).endswith(
-        "'; fine-tune with a smaller training.patch_size, or use a larger machine"
-    )

@@ -28,7 +28,7 @@ from hssl_dist.store import read_manifest
 from hssl_dist.tracking import fetch_model, register_model, start_run
 from hssl_dist.tracking.client import connect
 from hssl_dist.training.checkpoint import CheckpointStore
-from tests.jobs.test_finetune import LINEAGE, Place
+from tests.tiny_finetuning import LINEAGE, Place
 
 TRAINING = {"patch_size": (4, 8, 8), "validate_every": 2, "log_every_steps": 2}
 DEADLINE_S = 120.0
