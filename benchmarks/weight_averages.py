@@ -54,6 +54,9 @@ class Averages:
     def on_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Nothing of it is kept."""
 
+    def on_warning(self, step: int, text: str) -> None:
+        """There are no checkpoints to warn of."""
+
 
 def measure(config: FinetuneConfig, fraction: float, seed: int, decays: Sequence[float]) -> dict[str, Any]:
     """Validation Dice at each validation: of the weights (`0`) and of the average of each decay."""

@@ -159,12 +159,17 @@ class StageConfig(Part):
 
 
 class CheckpointConfig(Part):
-    """When the state is saved and how much of it is kept."""
+    """When the state is saved, how much of it is kept, and what happens where it cannot be saved."""
 
     every_steps: PositiveInt = 100
     """Steps between checkpoints."""
     keep_last: PositiveInt = 2
     """Newest checkpoints kept, besides the best."""
+    max_failures: PositiveInt = 3
+    """Checkpoints in a row that cannot be saved before the run ends with an error; fewer are warnings."""
+    timeout_s: PositiveFloat = 300.0
+    """Longest time in seconds that training waits for a checkpoint to be written; then it has failed. In
+    pretraining at most half of `collective_timeout_s`."""
 
 
 class LearningConfig(Part):

@@ -5,6 +5,7 @@ the archive's URL before it: `s3://bucket/Task04.tar!/Task04/dataset.json`. Loca
 config is resolved, so every process sees the same file. fsspec is imported by the first call.
 
     access.py   forms of S3 URLs, the S3 client, its errors
+    faults.py   which faults of storage pass by themselves, trying again
     ranged.py   reading by ranges
     tar.py      archives read in place
     scratch.py  compressed archives
@@ -12,6 +13,7 @@ config is resolved, so every process sees the same file. fsspec is imported by t
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -23,6 +25,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from hssl_dist.errors import ConfigError, MissingError
 from hssl_dist.files.access import check_endpoint, explained, parse, put, s3_filesystem, shown, with_access
+from hssl_dist.files.faults import Backoff, is_transient, lacks_space, retried
 from hssl_dist.files.ranged import Fetch, open_ranges
 from hssl_dist.files.scratch import decompressed
 from hssl_dist.files.tar import Tar
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = [
+    "Backoff",
     "archive_root",
     "check_endpoint",
     "exists",
@@ -39,13 +43,16 @@ __all__ = [
     "is_archive",
     "is_folder",
     "is_local",
+    "is_transient",
     "join",
+    "lacks_space",
     "listing",
     "open_read",
     "read",
     "relative",
     "remove",
     "resolve",
+    "retried",
     "sha256",
     "shown",
     "walk",
@@ -189,23 +196,18 @@ def open_read(url: str) -> IO[bytes]:
         return open_ranges(fetch, size_bytes, max(1, min(size_bytes, _READ_AHEAD_BYTES)))
 
 
-def write(url: str, data: bytes) -> None:
+def write(url: str, data: bytes, *, durable: bool = False) -> None:
     """Put a file so that readers see the old bytes or the new ones, never a part.
 
-    Object stores do that by themselves; on local disk the bytes are written aside, flushed and renamed.
+    Object stores do that by themselves; on local disk the bytes are written aside, flushed and renamed. A
+    `durable` file is there under its name after a loss of power too, once this returns: its folder is flushed
+    as well, and that of each folder made for it. An object that was put is durable as it is.
     Raises MissingError if there is no such bucket.
     """
     if _split(url) is not None:
         raise ConfigError(f"{shown(url)} is in an archive, which is only read; choose another place")
     if is_local(url):
-        target = Path(url)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        with aside.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        aside.replace(target)
+        _write_local(Path(url), data, durable)
         return
     fs, path = filesystem(url)
     if parse(url) is None:
@@ -237,6 +239,39 @@ def sha256(url: str) -> tuple[str, int]:
             digest.update(block)
             size += len(block)
     return digest.hexdigest(), size
+
+
+# ------------------------------------------------------------------------------------------------ local disk
+
+
+def _write_local(target: Path, data: bytes, durable: bool) -> None:
+    made = [folder for folder in (target.parent, *target.parent.parents) if durable and not folder.exists()]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        with aside.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        aside.replace(target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            aside.unlink()  # on a full disk it would hold what room there is
+        raise
+    if durable:
+        for folder in (target.parent, *(each.parent for each in made)):
+            _flush_folder(folder)
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system whose folders need no flush
+            raise
+    finally:
+        os.close(descriptor)
 
 
 # --------------------------------------------------------------------------------------------------- archives

@@ -137,6 +137,7 @@ def explained(url: str) -> Iterator[None]:
         return
     from aiohttp import ClientError
     from botocore.exceptions import BotoCoreError, CredentialRetrievalError, NoCredentialsError
+    from botocore.parsers import ResponseParserError
 
     try:
         yield
@@ -149,7 +150,7 @@ def explained(url: str) -> Iterator[None]:
             f"{shown(url)}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or for a public "
             "source `anonymous: true`"
         ) from None
-    except (OSError, BotoCoreError, ClientError) as error:
+    except (OSError, BotoCoreError, ClientError, ResponseParserError) as error:
         said = " ".join(str(error).split()) or type(error).__name__
         raise StorageError(f"{shown(url)}: the object storage failed or does not answer: {said}") from error
 

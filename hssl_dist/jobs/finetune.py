@@ -151,10 +151,10 @@ def _saving(
 ) -> Saving:
     """How the run is saved. Raises ConfigError if what is saved there is of another one."""
     store = CheckpointStore(files.join(place, "checkpoints"))
-    latest, settings = store.latest(), config.checkpoint
+    latest = store.latest()
     if latest is not None:
         check_same(config.name, store.load_state(latest)["trajectory"], course)
-    return Saving(config.name, course, store, settings.every_steps, settings.keep_last, should_stop)
+    return Saving(config.name, course, store, config.checkpoint, should_stop)
 
 
 # --------------------------------------------------------------------------------------------------- patients
@@ -213,16 +213,20 @@ def _opening(config: FinetuneConfig, patients: _Patients, start: Start, past: An
 
 @dataclass(frozen=True, slots=True)
 class _Observer:
-    """Passes what training tells on to the tracked run and the progress bar."""
+    """Passes what training tells on to the tracked run, the progress bar and the console."""
 
     tracked: Run
     advance: Callable[[int], None]
+    warn: Callable[[str], None]
 
     def on_step(self, step: int) -> None:  # noqa: ARG002
         self.advance(1)
 
     def on_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         self.tracked.log_metrics(step, metrics)
+
+    def on_warning(self, step: int, text: str) -> None:  # noqa: ARG002
+        self.warn(text)
 
 
 def _train(
@@ -264,7 +268,7 @@ def _train(
             loader,
             settings,
             classes,
-            _Observer(tracked, advance),
+            _Observer(tracked, advance, console.warn),
             device,
             validate=validation.means if patients.validation_cases else None,
             rates=start.rates,

@@ -18,7 +18,7 @@ class Callbacks(Protocol):
         """Metrics of a logged step."""
 
     def on_warning(self, step: int, text: str) -> None:
-        """Training is not healthy; each kind of fault is told once."""
+        """Training is not healthy (each kind of fault is told once), or a checkpoint could not be saved."""
 
     def on_checkpoint(self, step: int, url: str) -> None:
         """A checkpoint is committed."""

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hssl_dist import collectives
 from hssl_dist.config.pretrain import PretrainConfig, StageConfig
-from hssl_dist.errors import ConfigError, Interrupted, NonFiniteError
+from hssl_dist.errors import CheckpointError, ConfigError, Interrupted, NonFiniteError
 from hssl_dist.networks.pretraining import PretrainingNetwork, Stage, build_pretraining_network
 from hssl_dist.networks.weights import load_state
 from hssl_dist.records import Manifest
@@ -28,6 +28,7 @@ from hssl_dist.sampling.schedule import Schedule
 from hssl_dist.store import ReadFigures
 from hssl_dist.training.callbacks import Callbacks
 from hssl_dist.training.checkpoint import Checkpoint, CheckpointStore
+from hssl_dist.training.checkpoint_writer import CheckpointWriter
 from hssl_dist.training.health import findings, finite_samples, health_warnings
 from hssl_dist.training.monitoring import monitored, reading_shares
 from hssl_dist.training.objective import Samples
@@ -80,9 +81,9 @@ def run_pretraining(
     """Train to the end, from the newest checkpoint if there is one.
 
     Raises ConfigError if the checkpoints are of a run with another trajectory or there are more ranks than
-    samples in a global batch, CheckpointError if the newest is corrupt, NonFiniteError (on all ranks, before
-    the weights change) naming the samples, and Interrupted once a stop was asked for and a checkpoint is
-    saved.
+    samples in a global batch, CheckpointError if the newest is corrupt or new ones cannot be saved (on all
+    ranks), NonFiniteError (on all ranks, before the weights change) naming the samples, and Interrupted once
+    a stop was asked for and a checkpoint is committed.
     """
     if config.global_batch < collectives.world_size():
         raise ConfigError(
@@ -90,10 +91,11 @@ def run_pretraining(
             "start fewer ranks"
         )
     loop = _Loop(config, manifests, reader, checkpoints, callbacks, device, dtype)
-    loop.resume()
-    for stage, (first, last) in stage_steps(config).items():
-        if loop.step < last:
-            loop.train(stage, first, last)
+    with loop.writer:
+        loop.resume()
+        for stage, (first, last) in stage_steps(config).items():
+            if loop.step < last:
+                loop.train(stage, first, last)
     collectives.barrier(config.collective_timeout_s)
     schedule = loop.schedule
     return PretrainingResult(
@@ -134,6 +136,13 @@ class _Loop:
         self.config, self.checkpoints, self.callbacks = config, checkpoints, callbacks
         self.device, self.dtype = device, dtype
         self.reader = reader
+        self.writer = CheckpointWriter(
+            checkpoints,
+            config.checkpoint,
+            callbacks.on_checkpoint,
+            callbacks.on_warning,
+            longest_wait_s=config.collective_timeout_s / 2,  # the other ranks wait meanwhile
+        )
         self.trajectory = trajectory(config, manifests)
         self.schedule = Schedule(manifests, config.sampling, config.seed, config.global_batch)
         self.loader = PretrainingLoader(
@@ -166,22 +175,25 @@ class _Loop:
         self.warned = set(health_warnings(self.history, self.config))
         self.optimiser_state = saved.optimizer
 
-    def save(self, stage: Stage, optimiser: Optimiser) -> None:
-        """Rank 0 saves; the others go on, and wait for it at the next collective."""
+    def save(self, stage: Stage, optimiser: Optimiser, *, wait: bool) -> None:
+        """Rank 0 saves, with `wait` until that is committed. Raises CheckpointError on all ranks alike."""
         mean = self.since_checkpoint.loss / max(1, self.since_checkpoint.steps)
         self.since_checkpoint = _Interval()
-        if collectives.rank() != 0:
-            return
-        checkpoint = Checkpoint(
-            step=self.step,
-            model=self.network.state_dict(),
-            optimizer=optimiser.state(),
-            state={"trajectory": self.trajectory, "history": self.history, "stage": stage},
-        )
-        url = self.checkpoints.save(
-            checkpoint, series=stage, score=mean, keep_last=self.config.checkpoint.keep_last
-        )
-        self.callbacks.on_checkpoint(self.step, url)
+        failure: CheckpointError | None = None
+        if collectives.rank() == 0:
+            checkpoint = Checkpoint(
+                step=self.step,
+                model=self.network.state_dict(),
+                optimizer=optimiser.state(),
+                state={"trajectory": self.trajectory, "history": self.history, "stage": stage},
+            )
+            try:
+                self.writer.save(checkpoint, series=stage, score=mean, wait=wait)
+            except CheckpointError as error:
+                failure = error
+        said = collectives.broadcast_object(None if failure is None else str(failure))
+        if said is not None:
+            raise failure or CheckpointError(said)
 
     # -------------------------------------------------------------------------------------------------- steps
 
@@ -208,8 +220,10 @@ class _Loop:
                     steps=last - first,
                 )
                 stop = self._train_step(stage, batch, wrapped, optimiser, rate, settings.clip_norm)
-                if stop or self.step == last or self.step % self.config.checkpoint.every_steps == 0:
-                    self.save(stage, optimiser)
+                self.writer.poll()
+                wait = stop or self.step == last
+                if wait or self.step % self.config.checkpoint.every_steps == 0:
+                    self.save(stage, optimiser, wait=wait)
                 if stop and self.step < last:
                     collectives.barrier(self.config.collective_timeout_s)
                     raise Interrupted(f"stopped after step {self.step}; run it again to go on")

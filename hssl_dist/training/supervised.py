@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from hssl_dist.augment.supervised import augment_labelled
 from hssl_dist.config.finetune import SupervisedConfig
+from hssl_dist.config.pretrain import CheckpointConfig
 from hssl_dist.errors import Interrupted, NonFiniteError
 from hssl_dist.losses.segmentation import dice_cross_entropy
 from hssl_dist.networks.weights import load_state
@@ -26,6 +27,7 @@ from hssl_dist.segmentation import DiceMeans, MeansByWay
 from hssl_dist.training.averaging import WeightAverage
 from hssl_dist.training.best import Best
 from hssl_dist.training.checkpoint import Checkpoint, CheckpointStore
+from hssl_dist.training.checkpoint_writer import CheckpointWriter
 from hssl_dist.training.optimiser import Optimiser, learning_rate_at
 from hssl_dist.training.precision import autocast
 from hssl_dist.training.trajectory import check_same
@@ -45,6 +47,9 @@ class Observer(Protocol):
     def on_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Metrics of the steps since the last such call, or of a validation."""
 
+    def on_warning(self, step: int, text: str) -> None:
+        """A checkpoint could not be saved; training goes on."""
+
 
 @dataclass(frozen=True, slots=True)
 class Saving:
@@ -53,8 +58,7 @@ class Saving:
     name: str
     trajectory: Mapping[str, Any]
     store: CheckpointStore
-    every_steps: int
-    keep_last: int
+    settings: CheckpointConfig
     should_stop: Callable[[], bool] = lambda: False
 
 
@@ -94,11 +98,13 @@ def run_supervised(
 
     With `saving` it goes on from the newest checkpoint. Raises NonFiniteError if the loss or a gradient
     becomes NaN or infinite, ConfigError or CheckpointError for a checkpoint of another run or a corrupt one,
-    and Interrupted once a stop was asked for and a checkpoint is saved.
+    CheckpointError if new ones cannot be saved, and Interrupted once a stop was asked for and a checkpoint is
+    committed.
     """
     training = _Training(network.to(device), config, classes, observer, device, validate, rates or {}, saving)
     training.resume()
-    training.run(loader)
+    with training.writer or nullcontext():
+        training.run(loader)
     return training.result()
 
 
@@ -118,6 +124,7 @@ class _Training:
     ) -> None:
         self.network, self.config, self.classes = network.train(), config, classes
         self.observer, self.device, self.validate, self.saving = observer, device, validate, saving
+        self.writer = None if saving is None else _writer(saving, observer)
         self.optimiser = _build_optimiser(network, config, rates)
         self.transferred = [
             value for name, value in self.optimiser.parameters.items() if _rate(name, rates) is not None
@@ -227,15 +234,17 @@ class _Training:
         self.optimiser.load_state(saved.optimizer)
 
     def _save_if_due(self) -> None:
-        if self.saving is None:
+        if self.saving is None or self.writer is None:
             return
+        self.writer.poll()
         stop = self.saving.should_stop()
-        if stop or self.finished or self.step % self.saving.every_steps == 0:
-            self._save(self.saving)
+        wait = stop or self.finished
+        if wait or self.step % self.saving.settings.every_steps == 0:
+            self.writer.save(self._checkpoint(self.saving), wait=wait)
         if stop and not self.finished:
             raise Interrupted(f"stopped after step {self.step}; run it again to go on")
 
-    def _save(self, saving: Saving) -> None:
+    def _checkpoint(self, saving: Saving) -> Checkpoint:
         model = _above(_NETWORK, self.network.state_dict()) | _above(_BEST, self.best.state)
         if self.average is not None:
             model |= _above(_AVERAGE, self.average.network.state_dict())
@@ -244,9 +253,11 @@ class _Training:
             "best": self.best.as_json(),
             "log": self.log.as_json(),
         }
-        saving.store.save(
-            Checkpoint(self.step, model, self.optimiser.state(), state), keep_last=saving.keep_last
-        )
+        return Checkpoint(self.step, model, self.optimiser.state(), state)
+
+
+def _writer(saving: Saving, observer: Observer) -> CheckpointWriter:
+    return CheckpointWriter(saving.store, saving.settings, lambda _, __: None, observer.on_warning)
 
 
 def _above(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from hssl_dist.config.finetune import SupervisedConfig
+from hssl_dist.config.pretrain import CheckpointConfig
 from hssl_dist.errors import ConfigError, Interrupted, NonFiniteError
 from hssl_dist.networks.pretraining import build_segmentation_network
 from hssl_dist.records import CaseRecord, Region
@@ -80,12 +81,16 @@ class BlobReader:
 class Observed:
     steps: list[int] = field(default_factory=list)
     metrics: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    warnings: list[tuple[int, str]] = field(default_factory=list)
 
     def on_step(self, step: int) -> None:
         self.steps.append(step)
 
     def on_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         self.metrics.append((step, dict(metrics)))
+
+    def on_warning(self, step: int, text: str) -> None:
+        self.warnings.append((step, text))
 
 
 def _network() -> nn.Module:
@@ -242,7 +247,8 @@ class CrashingAt(Observed):
 
 
 def _saving(folder: Path, should_stop: Callable[[], bool] = lambda: False, **trajectory: int) -> Saving:
-    return Saving("run", {"seed": 0, **trajectory}, CheckpointStore(str(folder)), 2, 1, should_stop)
+    settings = CheckpointConfig(every_steps=2, keep_last=1)
+    return Saving("run", {"seed": 0, **trajectory}, CheckpointStore(str(folder)), settings, should_stop)
 
 
 VARIANTS = {
