@@ -11,9 +11,11 @@ with it. Whole bodies are held in memory. The proxy is threads of this process; 
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import random
 import socket
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -176,6 +178,8 @@ class _Server(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Clients that have gone away, as those do that were closed on, are no errors."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
 
 
 @dataclass(frozen=True)
@@ -294,7 +298,5 @@ def _refusal(fault: Answer) -> _Whole:
 
 
 def _hang_up(connection: socket.socket) -> None:
-    try:
+    with contextlib.suppress(OSError):  # the client may have been faster
         connection.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass  # the client was faster

@@ -1,5 +1,6 @@
 """Pretraining on several ranks is the pretraining of one process: same losses, same weights, same resume."""
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,8 @@ import torch
 from torch import Tensor
 
 from hssl_dist import collectives
-from hssl_dist.config.pretrain import StageConfig
-from hssl_dist.errors import ConfigError, Interrupted, NonFiniteError
+from hssl_dist.config.pretrain import CheckpointConfig, StageConfig
+from hssl_dist.errors import CheckpointError, ConfigError, Interrupted, NonFiniteError
 from hssl_dist.training.checkpoint import CheckpointStore
 from hssl_dist.training.loop import run_pretraining
 from tests.distributed.ranks import run_ranks
@@ -96,3 +97,27 @@ def test_all_ranks_refuse_with_the_same_words(tmp_path: Path) -> None:
     assert said[0] == said[1] == said[2]
     assert "with samples of liver/case_1;" in said[0][0]
     assert said[0][1] == "global_batch 2 cannot be split over 3 ranks; start fewer ranks"
+
+
+def without_room(folder: Path) -> tuple[str, str]:
+    """What is said where checkpoints cannot be saved: time and again, and at a stop."""
+
+    def put(url: str, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    store, device = CheckpointStore(str(folder), put=put), torch.device("cpu")
+    often = config(checkpoint=CheckpointConfig(every_steps=1, max_failures=2))
+    stopping = Recorder(stop_at=1) if collectives.rank() == 1 else Recorder()
+    said = []
+    for settings, recorder in ((often, Recorder()), (config(), stopping)):
+        with pytest.raises(CheckpointError) as refused:
+            run_pretraining(settings, manifests(), ArrayReader(), store, recorder, device)
+        said.append(str(refused.value))
+    return said[0], said[1]
+
+
+def test_all_ranks_end_where_rank_0_cannot_save(tmp_path: Path) -> None:
+    first, second = run_ranks(without_room, 2, tmp_path)
+    assert first == second
+    assert first[0].startswith("2 checkpoints in a row could not be saved, the last because no space for")
+    assert first[1].startswith("no space for the checkpoint of step 1 in ")

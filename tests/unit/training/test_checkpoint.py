@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import random
 import uuid
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import torch
 
 from hssl_dist import files
 from hssl_dist.errors import CheckpointError
-from hssl_dist.training.checkpoint import Checkpoint, CheckpointStore
+from hssl_dist.training.checkpoint import Checkpoint, CheckpointStore, Snapshot
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -83,6 +85,24 @@ def test_saving_a_step_again_replaces_it(store: CheckpointStore) -> None:
     assert torch.equal(store.load(1).model["a.weight"], other.model["a.weight"])
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json", "commit.json"])
+def test_any_flipped_bit_is_found_and_its_file_named(tmp_path: Path, name: str) -> None:
+    """250 random bits of each file."""
+    store = CheckpointStore(str(tmp_path))
+    store.save(checkpoint(1))
+    path = tmp_path / "step-00000001" / name
+    data = path.read_bytes()
+    for bit in random.Random(name).sample(range(8 * len(data)), 250):
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        with pytest.raises(CheckpointError) as caught:
+            store.load(1)
+        assert str(caught.value).startswith(f"{path} "), bit
+    path.write_bytes(data)
+    assert store.load(1).step == 1
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
 def test_a_flipped_bit_is_named(store: CheckpointStore, name: str) -> None:
     store.save(checkpoint(1))
@@ -129,3 +149,86 @@ def test_storage_that_refuses_is_one_clear_error_and_older_checkpoints_stay(tmp_
         store.save(checkpoint(2))
     assert store.latest() == 1
     assert store.load(1).step == 1
+
+
+def test_a_save_that_was_killed_leaves_nothing_behind_when_it_is_repeated(tmp_path: Path) -> None:
+    store = CheckpointStore(str(tmp_path))
+    store.save(checkpoint(1))
+    torn = tmp_path / "step-00000002"
+    torn.mkdir()
+    (torn / ".model.safetensors.99.partial").write_bytes(b"half")
+    (torn / "model.safetensors").write_bytes(b"of another save")
+    assert store.latest() == 1
+    store.save(checkpoint(2))
+    assert files.listing(str(torn)) == [
+        "commit.json",
+        "model.safetensors",
+        "optimizer.safetensors",
+        "state.json",
+    ]
+    assert torch.equal(store.load(2).model["b"], checkpoint(2).model["b"])
+
+
+def test_the_commit_record_is_put_last_and_older_ones_are_dropped_after_it(tmp_path: Path) -> None:
+    put: list[tuple[str, list[int]]] = []
+
+    def note(url: str, data: bytes) -> None:
+        put.append((url.rpartition("/")[2], store.steps()))
+        files.write(url, data, durable=True)
+
+    store = CheckpointStore(str(tmp_path), put=note)
+    for step in (1, 2):
+        store.save(checkpoint(step), keep_last=1)
+    names = ["model.safetensors", "optimizer.safetensors", "state.json", "commit.json"]
+    assert put == [(name, []) for name in names] + [(name, [1]) for name in names]
+    assert store.steps() == [2]
+
+
+def test_a_fault_that_passes_is_waited_out_and_one_that_stays_is_not(tmp_path: Path) -> None:
+    faults: list[OSError] = []
+
+    def put(url: str, data: bytes) -> None:
+        if faults:
+            raise faults.pop()
+        files.write(url, data, durable=True)
+
+    store = CheckpointStore(str(tmp_path), files.Backoff(attempts=3, first_s=0.001), put)
+    faults[:] = [ConnectionResetError(errno.ECONNRESET, "reset")] * 2
+    store.save(checkpoint(1))
+    faults[:] = [TimeoutError("late")] * 3
+    with pytest.raises(CheckpointError, match="the checkpoint of step 2 cannot be saved at .*: late; "):
+        store.save(checkpoint(2))
+    assert faults == []
+    faults[:] = [OSError(errno.ENOSPC, "No space left on device")] * 3
+    with pytest.raises(CheckpointError) as full:
+        store.save(checkpoint(2))
+    assert len(faults) == 2
+    assert str(full.value) == (
+        f"no space for the checkpoint of step 2 in {tmp_path}/step-00000002: [Errno 28] No space left on "
+        "device; make room there, or raise the quota or the limit on file sizes: older checkpoints are intact"
+    )
+    assert store.steps() == [1]
+
+
+def test_what_cannot_be_read_is_never_dropped(tmp_path: Path) -> None:
+    store = CheckpointStore(str(tmp_path))
+    for step in (1, 2):
+        store.save(checkpoint(step), keep_last=3)
+    (tmp_path / "step-00000001" / "commit.json").write_bytes(b"{}")
+    store.write(Snapshot.of(checkpoint(3)))
+    with pytest.raises(
+        CheckpointError, match=r"^an older checkpoint is kept: .*step-00000001/commit\.json is"
+    ):
+        store.drop_all_but(1)
+    assert store.steps() == [1, 3]
+
+
+def test_a_snapshot_shares_nothing_with_what_it_was_taken_of() -> None:
+    live = {"weight": torch.arange(6.0).view(2, 3).t(), "count": torch.tensor(3.0)}
+    state = {"history": [[1, {"loss": 0.5}]]}
+    snapshot = Snapshot.of(Checkpoint(1, live, live, state))
+    before = list(snapshot.contents())
+    for value in live.values():
+        value.add_(1)
+    state["history"][0][1]["loss"] = 9.0  # type: ignore[index]
+    assert list(snapshot.contents()) == before
