@@ -1,4 +1,4 @@
-"""An HTTP proxy on loopback before an object store, which fails, hangs, cuts and slows requests as it is told.
+"""An HTTP proxy on loopback before an object store: it fails, hangs, cuts and slows requests when told to.
 
     with FaultyProxy(s3_server.endpoint) as proxy:         # clients get AWS_ENDPOINT_URL=proxy.endpoint
         rule = proxy.inject(SLOW_DOWN, times=3, method="PUT", path="commit.json")
@@ -168,7 +168,7 @@ class FaultyProxy:
             self._connections.discard(connection)
 
 
-# ----------------------------------------------------------------------------------------------------- details
+# ---------------------------------------------------------------------------------------------------- details
 
 
 class _Server(ThreadingHTTPServer):
@@ -204,7 +204,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.proxy.closed(self.connection)
         super().finish()
 
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_message(self, *_: Any) -> None:
         """Nothing is logged."""
 
     def _proxy(self) -> None:

@@ -90,7 +90,7 @@ def test_attempts_are_bounded_and_come_later_each_time() -> None:
         raise TimeoutError(next(calls))
 
     backoff = files.Backoff(attempts=5, first_s=2.0, longest_s=10.0)
-    with pytest.raises(TimeoutError, match="^4$"):
+    with pytest.raises(TimeoutError, match=r"^4$"):
         files.retried(fail, backoff, sleep=waits.append)
     assert len(waits) == 4
     for wait, whole in zip(waits, (2.0, 4.0, 8.0, 10.0), strict=True):
@@ -111,7 +111,7 @@ def test_it_ends_with_the_first_success_and_with_a_fault_that_stays() -> None:
     assert files.retried(work, files.Backoff(), sleep=waits.append) == "done"
     assert len(waits) == 2
     faults[:] = [TimeoutError(), OSError(errno.ENOSPC, "full")]
-    with pytest.raises(OSError, match="full"):
+    with pytest.raises(OSError, match=r"full"):
         files.retried(work, files.Backoff(), sleep=waits.append)
     assert len(waits) == 2
 

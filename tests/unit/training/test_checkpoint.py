@@ -49,7 +49,7 @@ def test_a_checkpoint_comes_back_bit_for_bit(store: CheckpointStore) -> None:
 
 def test_an_empty_store_has_no_latest(store: CheckpointStore) -> None:
     assert store.latest() is None
-    with pytest.raises(CheckpointError, match="no checkpoint of step 3 at"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint of step 3 at"):
         store.load(3)
 
 
@@ -126,7 +126,7 @@ def test_a_file_that_is_cut_short_or_missing_is_named(store: CheckpointStore) ->
     files.write(url, data[:-1])
     with pytest.raises(
         CheckpointError,
-        match=f"model.safetensors has {len(data) - 1} bytes, its commit record says {len(data)}",
+        match=rf"model.safetensors has {len(data) - 1} bytes, its commit record says {len(data)}",
     ):
         store.load(1)
     files.remove(url)
@@ -196,7 +196,7 @@ def test_a_fault_that_passes_is_waited_out_and_one_that_stays_is_not(tmp_path: P
     faults[:] = [ConnectionResetError(errno.ECONNRESET, "reset")] * 2
     store.save(checkpoint(1))
     faults[:] = [TimeoutError("late")] * 3
-    with pytest.raises(CheckpointError, match="the checkpoint of step 2 cannot be saved at .*: late; "):
+    with pytest.raises(CheckpointError, match=r"the checkpoint of step 2 cannot be saved at .*: late; "):
         store.save(checkpoint(2))
     assert faults == []
     faults[:] = [OSError(errno.ENOSPC, "No space left on device")] * 3

@@ -40,7 +40,7 @@ def in_a_process(function: Any, *arguments: Any) -> Any:
         return pool.submit(function, *arguments).result(timeout=240)
 
 
-# -------------------------------------------------------------------------------------------------- full disks
+# ------------------------------------------------------------------------------------------------- full disks
 
 
 def save_below_a_limit(url: str) -> str:
@@ -61,7 +61,7 @@ def test_a_file_size_limit_is_no_space_and_the_older_checkpoint_stays(tmp_path: 
     assert torch.equal(store.load(1).model["w"], checkpoint(1, 1 << 16).model["w"])
 
 
-# ----------------------------------------------------------------------------------------------------- refusal
+# ---------------------------------------------------------------------------------------------------- refusal
 
 
 def save_as_nobody(url: str) -> str:
@@ -91,7 +91,7 @@ def test_a_read_only_folder_is_one_clear_error_at_once() -> None:
         assert store.load(1).step == 1
 
 
-# ------------------------------------------------------------------------------------------------------ killed
+# ----------------------------------------------------------------------------------------------------- killed
 
 
 class Killing(Recorder):

@@ -66,7 +66,7 @@ def pretrain(
     return result.network.state_dict()
 
 
-# --------------------------------------------------------------------------------------------------- snapshots
+# -------------------------------------------------------------------------------------------------- snapshots
 
 
 def test_a_pending_snapshot_is_not_changed_by_what_comes_later(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_a_pending_snapshot_is_not_changed_by_what_comes_later(tmp_path: Path) -
 
 
 def test_training_goes_on_while_storage_is_blocked_and_the_checkpoint_is_of_its_step(tmp_path: Path) -> None:
-    """The checkpoint of step 6 is written only after step 7 is done; it is what it is in an undisturbed run."""
+    """Step 6 is written only after step 7 is done, and is what it is in an undisturbed run."""
     settings = config(
         encoder=StageConfig(steps=7, learning_rate=1e-2, warmup_steps=1),
         decoder=StageConfig(steps=0),
@@ -123,7 +123,7 @@ def test_training_goes_on_while_storage_is_blocked_and_the_checkpoint_is_of_its_
             assert torch.equal(one.optimizer[key], other.optimizer[key]), key
 
 
-# ----------------------------------------------------------------------------------------------------- waiting
+# ---------------------------------------------------------------------------------------------------- waiting
 
 
 def test_a_second_save_waits_for_the_first(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_storage_that_hangs_is_waited_for_so_long_and_is_a_failure(tmp_path: Pat
         "training goes on (failure 1, 3 in a row end the run)"
     )
     with pytest.raises(
-        CheckpointError, match="^3 checkpoints in a row could not be saved, the last because the"
+        CheckpointError, match=r"^3 checkpoints in a row could not be saved, the last because the"
     ):
         written.save(checkpoint(4))
     storage.opened.set()
@@ -165,15 +165,15 @@ def test_a_save_that_waits_returns_when_it_is_committed_or_raises(tmp_path: Path
         written.save(checkpoint(1), wait=True)
         assert recorder.saved == [1]
         assert CheckpointStore(str(tmp_path / "a")).latest() == 1
-    with writer(tmp_path / "b", open_storage(FULL), recorder) as written:
-        with pytest.raises(CheckpointError, match="^no space for the checkpoint of step 1 in "):
-            written.save(checkpoint(1), wait=True)
+    written = writer(tmp_path / "b", open_storage(FULL), recorder)
+    with pytest.raises(CheckpointError, match=r"^no space for the checkpoint of step 1 in "):
+        written.save(checkpoint(1), wait=True)
     storage = Storage()
-    with writer(tmp_path / "c", storage, recorder, timeout_s=0.1) as written:
-        with pytest.raises(
-            CheckpointError, match="step 1 is still being written .* the run ends without it; "
-        ):
-            written.save(checkpoint(1), wait=True)
+    late = writer(tmp_path / "c", storage, recorder, timeout_s=0.1)
+    with pytest.raises(
+        CheckpointError, match=r"step 1 is still being written to .*, the run ends without it; "
+    ):
+        late.save(checkpoint(1), wait=True)
     storage.opened.set()
     assert recorder.warnings == []
 
@@ -185,14 +185,14 @@ def test_a_stop_waits_for_the_write_before_it_and_for_its_own(tmp_path: Path) ->
         target=lambda: (storage.reached.wait(60), time.sleep(0.3), storage.opened.set())
     )
     opening.start()
-    with pytest.raises(Interrupted, match="stopped after step 3; "):
+    with pytest.raises(Interrupted, match=r"stopped after step 3; "):
         pretrain(tmp_path, storage, recorder, config())
     opening.join()
     assert recorder.saved == [2, 3]
     assert CheckpointStore(str(tmp_path)).latest() == 3
 
 
-# ---------------------------------------------------------------------------------------------------- failures
+# --------------------------------------------------------------------------------------------------- failures
 
 
 def test_failed_saves_are_warnings_and_a_success_counts_anew(tmp_path: Path) -> None:
@@ -228,9 +228,8 @@ def test_too_many_failures_in_a_row_end_the_run_and_older_checkpoints_stay(tmp_p
     recorder = Recorder()
     with pytest.raises(CheckpointError) as ended:
         pretrain(tmp_path, open_storage(*[FULL] * 9), recorder, settings)
-    assert str(ended.value).startswith(
-        "2 checkpoints in a row could not be saved, the last because no space for the checkpoint of step 3 in "
-    )
+    why = "the last because no space for the checkpoint of step 3 in "
+    assert str(ended.value).startswith(f"2 checkpoints in a row could not be saved, {why}")
     assert [step for step, _ in recorder.warnings] == [2]
     assert CheckpointStore(str(tmp_path)).steps() == [1]
     assert CheckpointStore(str(tmp_path)).load(1).step == 1
@@ -238,32 +237,35 @@ def test_too_many_failures_in_a_row_end_the_run_and_older_checkpoints_stay(tmp_p
 
 def test_a_failure_at_a_stop_is_an_error(tmp_path: Path) -> None:
     recorder = Recorder(stop_at=1)
-    with pytest.raises(CheckpointError, match="^no space for the checkpoint of step 1 in "):
+    with pytest.raises(CheckpointError, match=r"^no space for the checkpoint of step 1 in "):
         pretrain(tmp_path, open_storage(FULL), recorder, config())
 
 
 def test_a_bug_in_the_writer_comes_out_on_the_training_thread(tmp_path: Path) -> None:
     written = writer(tmp_path, open_storage(ZeroDivisionError("a bug")), Recorder())
     written.save(checkpoint(1))
-    with pytest.raises(ZeroDivisionError, match="a bug"):
+    with pytest.raises(ZeroDivisionError, match=r"a bug"):
         written.save(checkpoint(2))
 
 
 def test_beside_another_error_a_pending_write_is_awaited_and_its_failure_told(tmp_path: Path) -> None:
     recorder = Recorder()
-    with pytest.raises(KeyError), writer(tmp_path / "a", open_storage(), recorder) as written:
-        written.save(checkpoint(1))
-        raise KeyError
-    assert recorder.saved == [1]
-    with pytest.raises(KeyError), writer(tmp_path / "b", open_storage(FULL), recorder) as written:
-        written.save(checkpoint(1))
-        raise KeyError
-    assert [text.partition(" in ")[0] for _, text in recorder.warnings] == [
-        "no space for the checkpoint of step 1"
-    ]
-    with pytest.raises(CheckpointError, match="^no space"):
-        with writer(tmp_path / "c", open_storage(FULL), recorder) as written:
+
+    def break_off(storage: Storage, error: Exception | None) -> None:
+        with writer(tmp_path, storage, recorder) as written:
             written.save(checkpoint(1))
+            if error is not None:
+                raise error
+
+    with pytest.raises(KeyError):
+        break_off(open_storage(), KeyError())
+    assert recorder.saved == [1]
+    with pytest.raises(KeyError):
+        break_off(open_storage(FULL), KeyError())
+    (warning,) = recorder.warnings
+    assert warning[1].startswith("no space for the checkpoint of step 1 in ")
+    with pytest.raises(CheckpointError, match=r"^no space"):
+        break_off(open_storage(FULL), None)
 
 
 def test_an_older_checkpoint_that_cannot_be_read_is_warned_of_once(tmp_path: Path) -> None:
