@@ -30,8 +30,9 @@ from torch import Tensor
 
 from hssl_dist import files
 from hssl_dist.errors import CheckpointError, CorruptError, HsslError
-from hssl_dist.records import Record, canonical_json
+from hssl_dist.records import Record
 from hssl_dist.store.sealed import seal, unseal
+from hssl_dist.training.state_json import StateJson
 
 T = TypeVar("T")
 Put = Callable[[str, bytes], None]
@@ -83,13 +84,16 @@ class Snapshot:
     state: bytes
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint) -> Snapshot:
-        """What the checkpoint holds now; later optimiser steps do not change it."""
+    def of(cls, checkpoint: Checkpoint, state_json: StateJson | None = None) -> Snapshot:
+        """What the checkpoint holds now; later optimiser steps do not change it.
+
+        `state_json` has encoded the run's states so far.
+        """
         return cls(
             checkpoint.step,
             _copies(checkpoint.model),
             _copies(checkpoint.optimizer),
-            canonical_json(dict(checkpoint.state)).encode(),
+            (state_json or StateJson()).encode(checkpoint.state),
         )
 
     def contents(self) -> Iterator[tuple[str, bytes]]:

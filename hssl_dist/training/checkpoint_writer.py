@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Self
 
 from hssl_dist.errors import CheckpointError
 from hssl_dist.training.checkpoint import Checkpoint, CheckpointStore, Snapshot
+from hssl_dist.training.state_json import StateJson
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,6 +73,7 @@ class CheckpointWriter:
         self._store, self._settings = store, settings
         self._on_checkpoint, self._on_warning = on_checkpoint, on_warning
         self._timeout_s = min(settings.timeout_s, longest_wait_s)
+        self._state_json = StateJson()
         self._pending: _Write | None = None
         self._failures = 0
         self._given_up: CheckpointError | None = None
@@ -97,7 +99,7 @@ class CheckpointWriter:
             self._pending = None
             raise self._given_up
         if self._pending is None:
-            self._pending = self._start(Snapshot.of(checkpoint), series, score)
+            self._pending = self._start(Snapshot.of(checkpoint, self._state_json), series, score)
             if wait:
                 self._finish(deadline_s)
 
