@@ -65,7 +65,9 @@ def test_a_file_size_limit_is_no_space_and_the_older_checkpoint_stays(tmp_path: 
 
 
 def save_as_nobody(url: str) -> str:
-    if os.getuid() == 0:
+    if os.getuid() == 0:  # whom permissions do not hold up
+        with tempfile.TemporaryDirectory() as elsewhere:
+            CheckpointStore(elsewhere).save(checkpoint(1, 4))  # imports all that nobody may not read
         os.setuid(NOBODY)
     with pytest.raises(CheckpointError) as refused:
         CheckpointStore(url, files.Backoff(first_s=1e6)).save(checkpoint(2, 4))
