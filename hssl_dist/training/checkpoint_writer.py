@@ -155,11 +155,14 @@ class CheckpointWriter:
 
     def _finish(self, deadline_s: float) -> None:
         """Wait for the pending write. Raises what went wrong with it."""
-        write, self._pending = self._pending, None
-        if write is not None and not write.ended(deadline_s):
+        write = self._pending
+        if write is None:
+            return
+        ended = write.ended(deadline_s)
+        self._pending = None
+        if not ended:
             raise self._late(write.step, "the run ends without it")
-        if write is not None:
-            self._succeeded(write)
+        self._succeeded(write)
 
     def _succeeded(self, write: _Write) -> None:
         if write.failure is not None:
