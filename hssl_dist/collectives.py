@@ -44,9 +44,9 @@ def world_size() -> int:
     return dist.get_world_size() if is_distributed() else 1
 
 
-def group_store() -> dist.Store:
+def group_store() -> watchdog.Store:
     """The key-value store through which the group's processes have found each other."""
-    store: dist.Store = dist.distributed_c10d._get_default_store()
+    store: watchdog.Store = dist.distributed_c10d._get_default_store()
     return store
 
 

@@ -152,9 +152,9 @@ class ArrayReader:
         return ReadFigures()
 
 
-def write_store(root: str, cases: int = 3, poisoned: str | None = None) -> None:
-    """The same manifests and volumes as a store on disk; `poisoned` as in ArrayReader."""
-    reader = ArrayReader(poisoned)
+def write_store(root: str, cases: int = 3) -> None:
+    """The same manifests and volumes as a store on disk."""
+    reader = ArrayReader()
     for manifest in manifests(cases).values():
         records = []
         for record in manifest.cases:

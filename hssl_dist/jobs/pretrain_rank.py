@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from hssl_dist import collectives, files
 from hssl_dist.errors import CollectiveError, StoreError
@@ -28,7 +29,7 @@ from hssl_dist.tracking import attach_run
 from hssl_dist.training.checkpoint import CheckpointStore
 from hssl_dist.training.export import save_pretrained
 from hssl_dist.training.loop import run_pretraining
-from hssl_dist.watchdog import watching
+from hssl_dist.watchdog import Store, watching
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -203,7 +204,7 @@ def torchrun_group(config: PretrainConfig) -> Iterator[torch.device]:
     timeout = timedelta(seconds=config.collective_timeout_s)
     store = None
     try:
-        store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
+        store, rank, world_size = next(rendezvous("env://", timeout=timeout))
         store.set(f"hssl-started/{rank}", "")
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
@@ -221,7 +222,7 @@ def torchrun_group(config: PretrainConfig) -> Iterator[torch.device]:
         dist.destroy_process_group()
 
 
-def _not_started(store: dist.Store | None, timeout_s: float) -> str:
+def _not_started(store: Store | None, timeout_s: float) -> str:
     """Which ranks did not come to make the process group; not known if not even the store was there."""
     ranks = range(int(os.environ["WORLD_SIZE"]))
     late = [rank for rank in ranks if store is not None and not store.check([f"hssl-started/{rank}"])]

@@ -21,18 +21,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from hssl_dist.errors import CollectiveError, Interrupted
 from hssl_dist.watchdog.position import Position, Rank, begin_step, in_step, noted
 from hssl_dist.watchdog.stacks import first_line
-from hssl_dist.watchdog.thread import Watchdog
+from hssl_dist.watchdog.thread import Store, Watchdog
 from hssl_dist.watchdog.verdict import DONE, GAVE_UP
 
-if TYPE_CHECKING:
-    from torch.distributed import Store
-
-__all__ = ["begin_step", "explain", "in_step", "noted", "watching"]
+__all__ = ["Store", "begin_step", "explain", "in_step", "noted", "watching"]
 
 
 class _Watched:

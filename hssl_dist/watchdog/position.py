@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 
 class Position(NamedTuple):
-    """Where a rank is: in its collective number `count` (from 1), or past it if it is not `waiting`.
+    """Where a rank is: in its collective `number` (from 1), or past it if it is not `waiting`.
 
     `since_s` is when it came there (monotonic); `timeout_s` is the collective's own deadline if it has one.
     """
 
-    count: int = 0
+    number: int = 0
     what: str = ""
     step: int | None = None
     waiting: bool = False
@@ -50,8 +50,8 @@ def noted(what: str, timeout_s: float | None = None) -> Iterator[None]:
 
     `what` says what for, as in "failed at gathering rows". `timeout_s` is its deadline if not the group's.
     """
-    count = Rank.position.count + 1
-    Rank.position = Position(count, what, Rank.step, True, time.monotonic(), timeout_s)
+    number = Rank.position.number + 1
+    Rank.position = Position(number, what, Rank.step, True, time.monotonic(), timeout_s)
     try:
         yield
     finally:

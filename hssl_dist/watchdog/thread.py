@@ -10,15 +10,12 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import Protocol, Self, runtime_checkable
 
 from hssl_dist import files
 from hssl_dist.watchdog.position import Position, Rank, words_of
 from hssl_dist.watchdog.stacks import save_stacks, to_stderr
 from hssl_dist.watchdog.verdict import DONE, GAVE_UP, Verdict, judge
-
-if TYPE_CHECKING:
-    from torch.distributed import Store
 
 _FLAG_SHARE, _END_SHARE = 0.8, 0.9
 _LOOKS, _LONGEST_INTERVAL_S = 40, 1.0
@@ -26,6 +23,23 @@ _SHORTEST_GRACE_S, _LONGEST_GRACE_S = 1.0, 5.0
 _COLLECT_S = 0.02
 _HANG, _LEFT = "hang", "left"
 """Why a flag was raised."""
+
+
+@runtime_checkable
+class Store(Protocol):
+    """What is needed of a process group's store, such as torch's TCPStore; a client is one thread's."""
+
+    def clone(self) -> Self:
+        """Another client of the same store."""
+
+    def set(self, key: str, value: str) -> None:
+        """Put a value."""
+
+    def get(self, key: str) -> bytes:
+        """A value that is there."""
+
+    def check(self, keys: list[str]) -> bool:
+        """Whether all are there."""
 
 
 class Watchdog:
@@ -57,6 +71,7 @@ class Watchdog:
 
     def start(self) -> None:
         """Begin to watch the thread that calls."""
+        self._arm()
         self._thread.start()
 
     def end(self, how: str) -> None:
@@ -77,7 +92,7 @@ class Watchdog:
 
     def _fits(self, position: Position) -> bool:
         """Whether the verdict is of this collective, or will not change any more."""
-        return self._verdict.gone or (self._judged == position.count and bool(self._verdict.text))
+        return self._verdict.gone or (self._judged == position.number and bool(self._verdict.text))
 
     def _text(self) -> str:
         if not self._stacks_written:
@@ -91,17 +106,20 @@ class Watchdog:
         while self._leaving is None:
             self._wake.wait(self._interval_s)
             self._wake.clear()
-            if sys.__stderr__ is not None:  # if no thread gets to run any more: this one needs none
-                faulthandler.dump_traceback_later(
-                    _FLAG_SHARE * self._timeout_s + self._interval_s, file=sys.__stderr__
-                )
-            position = Rank.position
-            self._with_store(lambda position=position: self._look(position))  # type: ignore[misc]
-            if self._asked:
+            self._arm()
+            asked = self._asked
+            self._with_store(self._look)
+            if asked:
                 self._asked = False
                 self._explained.set()
-            self._end_process_if_due(position)
+            self._end_process_if_due()
         self._with_store(self._leave)
+
+    def _arm(self) -> None:
+        """Have faulthandler, which needs no thread, write the stacks if this one does not get to run."""
+        if sys.__stderr__ is not None:
+            timeout_s = _FLAG_SHARE * self._timeout_s + self._interval_s
+            faulthandler.dump_traceback_later(timeout_s, file=sys.__stderr__)
 
     def _with_store(self, action: Callable[[], None]) -> None:
         """Do what needs the store. When it does not answer, who kept it is gone."""
@@ -110,13 +128,15 @@ class Watchdog:
                 action()
             except RuntimeError:  # torch's DistError
                 self._store_answers = False
-        if not self._store_answers and not self._verdict.gone and (self._asked or self._overdue()):
-            self._judged = Rank.position.count
+        unknown = not self._store_answers and not self._verdict.gone and self._leaving is None
+        if unknown and (self._asked or self._overdue()):
+            self._judged = Rank.position.number
             self._dump(Rank.position)
             text = "rank 0, or what else kept the store of the process group, is gone: look at its log"
             self._verdict = Verdict((0,), text, gone=True)
 
-    def _look(self, position: Position) -> None:
+    def _look(self) -> None:
+        position = Rank.position
         if self._store.check([self._key("flag")]):
             self._answer(position, self._store.get(self._key("flag")).decode())
         elif (self._asked and not self._fits(position)) or self._overdue():
@@ -128,7 +148,7 @@ class Watchdog:
         timeout_s = position.timeout_s or self._timeout_s
         return (
             (position.waiting or self._ends_process)
-            and position.count > self._judged
+            and position.number > self._judged
             and time.monotonic() - position.since_s >= _FLAG_SHARE * timeout_s
         )
 
@@ -137,7 +157,7 @@ class Watchdog:
         frame = sys._current_frames()[self._main]
         code = frame.f_code
         at = f"{code.co_filename}:{frame.f_lineno} in {code.co_name}"
-        answer = {"count": position.count, "what": position.what, "step": position.step}
+        answer = {"number": position.number, "what": position.what, "step": position.step}
         answer |= {"waiting": position.waiting, "at": at}
         self._store.set(self._key(str(self._rank)), json.dumps(answer))
         if kind == _HANG:
@@ -146,7 +166,7 @@ class Watchdog:
         answers = {rank: json.loads(self._store.get(self._key(str(rank)))) for rank in there["answered"]}
         left = {rank: self._store.get(self._left(rank)).decode() for rank in there["left"]}
         self._verdict = judge(self._world_size, answers, left)
-        self._judged = position.count
+        self._judged = position.number
         self._incident += 1
 
     def _collect(self) -> dict[str, set[int]]:
@@ -178,24 +198,27 @@ class Watchdog:
     def _left(self, rank: int) -> str:
         return f"{self._prefix}/left/{rank}"
 
-    def _end_process_if_due(self, position: Position) -> None:
+    def _end_process_if_due(self) -> None:
+        position = Rank.position
         waited_s = time.monotonic() - position.since_s
         due = waited_s >= _END_SHARE * (position.timeout_s or self._timeout_s)
-        blamed = self._judged == position.count and self._verdict.missing
+        blamed = self._judged == position.number and self._verdict.missing
         if not (self._ends_process and due and blamed) or self._rank in self._verdict.missing:
             return
-        self._say(
-            f"rank {self._rank} of {self._world_size} waited {waited_s:.0f} s at {position.what}"
-            f"{words_of(position.step)}: {self._text()}"
-        )
-        os._exit(1)
+        try:
+            self._say(
+                f"rank {self._rank} of {self._world_size} waited {waited_s:.0f} s at {position.what}"
+                f"{words_of(position.step)}: {self._text()}"
+            )
+        finally:
+            os._exit(1)
 
     def _dump(self, position: Position) -> None:
         """The stacks of all threads, to the rank's file."""
         state = "in" if position.waiting else "past"
         heading = (
             f"rank {self._rank} of {self._world_size}, {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC: {state} "
-            f"collective {position.count} ({position.what or 'none yet'}{words_of(position.step)}) "
+            f"collective {position.number} ({position.what or 'none yet'}{words_of(position.step)}) "
             f"for {time.monotonic() - position.since_s:.1f} s"
         )
         url = None if self._folder is None else files.join(self._folder, f"rank-{self._rank:05d}.txt")

@@ -36,8 +36,8 @@ def judge(world_size: int, answers: Mapping[int, Mapping[str, Any]], left: Mappi
         )
     gone = bool(said)
     if not said:
-        furthest = max((answer["count"] for answer in answers.values()), default=0)
-        behind = {rank: answer for rank, answer in answers.items() if answer["count"] < furthest}
+        furthest = max((answer["number"] for answer in answers.values()), default=0)
+        behind = {rank: answer for rank, answer in answers.items() if answer["number"] < furthest}
         behind = {rank: answer for rank, answer in behind.items() if not answer["waiting"]} or behind
         said = {rank: f"did not come, it is {_where(answer)}" for rank, answer in behind.items()}
     if not said:
@@ -49,7 +49,7 @@ def judge(world_size: int, answers: Mapping[int, Mapping[str, Any]], left: Mappi
 
 
 def _where(answer: Mapping[str, Any]) -> str:
-    if not answer["count"]:
+    if not answer["number"]:
         return f"at {answer['at']}, before its first collective"
     place = "in" if answer["waiting"] else "past"
     return f"at {answer['at']}, {place} {answer['what']}{words_of(answer['step'])}"

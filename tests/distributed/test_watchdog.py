@@ -176,10 +176,10 @@ def test_training_says_at_which_step_a_loader_hangs(tmp_path: Path, marks: Path)
 
 
 def hang_with_the_interpreter(folder: Path, marks: Path, said: Path) -> tuple[str, float]:
-    with said.open("w") as stream, watched(folder):
+    with said.open("a") as stream, watched(folder):
         if collectives.rank() == 1:
             os.dup2(stream.fileno(), 2)
-            ctypes.PyDLL(None).sleep(30)
+            ctypes.PyDLL(None).sleep(15)
             os._exit(0)
         return failing(lambda: collectives.gather_rows(torch.ones(2, 3)))
 
@@ -189,7 +189,7 @@ def test_a_rank_where_no_thread_can_run_is_named_and_says_where_it_is(tmp_path: 
     folder, said_by = tmp_path / "stacks", tmp_path / "stderr"
     said, _ = run_ranks(hang_with_the_interpreter, 2, folder, marks, said_by, deadline_s=DEADLINE_S, lost={1})
     assert f"rank 1 does not answer: {GONE}; the stacks are in " in said[0]
-    assert [path.name for path in folder.iterdir()] == ["rank-00000.txt"]
+    assert (folder / "rank-00000.txt").is_file()
     assert re.search(r"Timeout \(0:00:03\..*\)!\n(?s:.*) in hang_with_the_interpreter\n", said_by.read_text())
 
 
@@ -295,19 +295,19 @@ def work(folder: Path) -> tuple[bool, list[str], float]:
             if collectives.broadcast_object(time.monotonic() - start_s) > 1.2 * DEADLINE_S:
                 break
         flag = collectives.group_store().check(["hssl-watchdog/1/0/flag"])
-    start_s = time.perf_counter()
+    start_s = time.thread_time()
     for _ in range(10_000):
         with watchdog.noted("nothing"):
             pass
-    cost_s = (time.perf_counter() - start_s) / 10_000
+    cost_s = (time.thread_time() - start_s) / 10_000
     return flag, [thread.name for thread in threading.enumerate()], cost_s
 
 
 def test_healthy_ranks_leave_no_file_no_flag_no_thread_and_pay_microseconds(tmp_path: Path) -> None:
-    """A note takes 1 to 2 microseconds; a small collective of two gloo ranks takes 100 or more."""
+    """A note takes 1 to 2 microseconds of processor time, a small collective of gloo ranks 100 and more."""
     for flag, threads, cost_s in run_ranks(work, 2, tmp_path / "stacks", deadline_s=DEADLINE_S):
         print(f"a note takes {1e6 * cost_s:.2f} microseconds")  # noqa: T201  (with -rP)
         assert not flag
         assert "hssl-watchdog" not in threads
-        assert cost_s < 100e-6
+        assert cost_s < 20e-6
     assert not (tmp_path / "stacks").exists()

@@ -9,8 +9,8 @@ from hssl_dist.watchdog.verdict import DONE, GAVE_UP, Verdict, judge
 GONE = "does not answer: its process or its machine is gone or stands still, look at its log"
 
 
-def at(count: int, *, waiting: bool, what: str = "summing", step: int | None = 3) -> dict[str, Any]:
-    return {"count": count, "what": what, "step": step, "waiting": waiting, "at": "a.py:1 in f"}
+def at(number: int, *, waiting: bool, what: str = "summing", step: int | None = 3) -> dict[str, Any]:
+    return {"number": number, "what": what, "step": step, "waiting": waiting, "at": "a.py:1 in f"}
 
 
 def test_the_rank_behind_is_missing() -> None:
@@ -65,9 +65,14 @@ def test_where_nobody_is_behind_the_collectives_differ_or_one_hangs_inside() -> 
 
 
 def test_notes_count_the_collectives_and_end_with_them() -> None:
-    before = Rank.position.count
+    before = Rank.position.number
     with watchdog.noted("summing", timeout_s=2.0):
         inside = Rank.position
-    assert (inside.count, inside.what, inside.waiting, inside.timeout_s) == (before + 1, "summing", True, 2.0)
+    assert (inside.number, inside.what, inside.waiting, inside.timeout_s) == (
+        before + 1,
+        "summing",
+        True,
+        2.0,
+    )
     assert Rank.position == inside._replace(waiting=False)
     assert watchdog.explain() is None

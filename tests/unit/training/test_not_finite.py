@@ -1,19 +1,25 @@
-"""Samples that are not finite, of a store that is poisoned for real, are saved as the loader gave them."""
+"""Samples that are not finite are saved as the loader gave them, and are not finite when they are read again.
+
+No store has such voxels (they are refused when it is written), so a case is poisoned on its way out of one.
+"""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors import torch as safetensors_torch
 
 from hssl_dist import files
-from hssl_dist.config.pretrain import StageConfig
+from hssl_dist.config.pretrain import ObjectiveConfig, StageConfig
 from hssl_dist.errors import NonFiniteError
+from hssl_dist.records import CaseRecord, Region
 from hssl_dist.sampling.loader import PretrainingLoader, Regions
 from hssl_dist.sampling.schedule import Schedule
-from hssl_dist.store import open_reader, read_manifests
+from hssl_dist.store import StoredForm, open_reader, read_manifests
 from hssl_dist.training.checkpoint import CheckpointStore
 from hssl_dist.training.loop import run_pretraining
 from hssl_dist.training.not_finite import MOST_BYTES, find_samples, first_few
@@ -22,22 +28,38 @@ from tests.tiny_pretraining import Recorder, config, write_store
 CPU = torch.device("cpu")
 
 
+class PoisonedReader:
+    """A store's reader that reads the factor of a case's numbers as NaN."""
+
+    def __init__(self, url: str) -> None:
+        self._reader = open_reader(url)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reader, name)
+
+    def fill_numbers(self, pairs: Sequence[tuple[CaseRecord, Region]], out: np.ndarray) -> StoredForm:
+        form = self._reader.fill_numbers(pairs, out)
+        bad = [(record.dataset, record.id) == ("liver", "case_1") for record, _ in pairs]
+        scalings = form.scalings.copy()
+        scalings[bad, 0] = np.nan
+        return StoredForm(form.dtype, scalings)
+
+
 @pytest.fixture(scope="module")
-def poisoned(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """URL of a store with a case whose voxels are NaN."""
-    url = str(tmp_path_factory.mktemp("poisoned"))
-    write_store(url, poisoned="liver/case_1")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    url = str(tmp_path_factory.mktemp("store"))
+    write_store(url)
     return url
 
 
-def refused(store: str, run_folder: str, **changes: Any) -> str:
+def refused(store: str, run_folder: str, reader: Any = None, **changes: Any) -> str:
     """What is said of a run on the store."""
     checkpoints = CheckpointStore(files.join(run_folder, "checkpoints"))
     with pytest.raises(NonFiniteError) as caught:
         run_pretraining(
             config(**changes),
             read_manifests(store, ()),
-            open_reader(store),
+            reader or PoisonedReader(store),
             checkpoints,
             Recorder(),
             CPU,
@@ -66,7 +88,7 @@ def assert_as_loaded(store: str, run_folder: str) -> None:
     step, samples = saved(run_folder)
     settings = config()
     schedule = Schedule(read_manifests(store, ()), settings.sampling, settings.seed, settings.global_batch)
-    batch = next(PretrainingLoader(schedule, open_reader(store)).batches(step, step + 1))
+    batch = next(PretrainingLoader(schedule, PoisonedReader(store)).batches(step, step + 1))
     draws = {index: schedule.draw(step, index) for index in batch.indices}
     bad = [
         index for index, draw in draws.items() if (draw.record.dataset, draw.record.id) == ("liver", "case_1")
@@ -86,35 +108,35 @@ def assert_as_loaded(store: str, run_folder: str) -> None:
         assert (described["reason"], described["values"]["loss"]) == ("region", "nan")
 
 
-def test_samples_of_a_poisoned_case_are_saved_as_the_loader_gave_them(poisoned: str, tmp_path: Path) -> None:
-    said = refused(poisoned, str(tmp_path))
+def test_samples_of_a_poisoned_case_are_saved_as_the_loader_gave_them(store: str, tmp_path: Path) -> None:
+    said = refused(store, str(tmp_path))
     step, _ = saved(str(tmp_path))
     assert said.startswith(f"step {step}: not finite: loss nan, ")
     assert " with samples of liver/case_1; the weights are as before the step: " in said
     assert said.endswith(f"; samples are saved in {tmp_path}/not-finite/step-{step:08d}")
-    assert_as_loaded(poisoned, str(tmp_path))
+    assert_as_loaded(store, str(tmp_path))
     latest = CheckpointStore(str(tmp_path / "checkpoints")).latest()
     assert latest is None or latest <= step
 
 
-def test_a_run_may_be_on_object_storage(poisoned: str) -> None:
-    assert "; samples are saved in memory://not-finite/" in refused(poisoned, "memory://not-finite")
-    assert_as_loaded(poisoned, "memory://not-finite")
+def test_a_run_may_be_on_object_storage(store: str) -> None:
+    assert "; samples are saved in memory://not-finite/" in refused(store, "memory://not-finite")
+    assert_as_loaded(store, "memory://not-finite")
 
 
-def test_where_the_weights_are_to_blame_a_few_samples_are_saved(tmp_path: Path) -> None:
-    write_store(str(tmp_path / "store"))
+def test_where_the_weights_are_to_blame_a_few_samples_are_saved(store: str, tmp_path: Path) -> None:
+    plain = ObjectiveConfig(projection_size=8, dense_points=12, dense_distance=2.0)
     much = StageConfig(steps=4, learning_rate=1e30, warmup_steps=0, clip_norm=1e30)
-    said = refused(str(tmp_path / "store"), str(tmp_path), encoder=much, global_batch=12)
+    said = refused(store, str(tmp_path), open_reader(store), encoder=much, objective=plain, global_batch=12)
     assert "; samples are saved in " in said
     _, samples = saved(str(tmp_path))
     assert sorted(samples) == list(range(8))
     assert {described["reason"] for described, _ in samples.values()} == {"output"}
 
 
-def test_storage_that_refuses_does_not_hide_the_error(poisoned: str, tmp_path: Path) -> None:
+def test_storage_that_refuses_does_not_hide_the_error(store: str, tmp_path: Path) -> None:
     (tmp_path / "not-finite").touch()
-    said = refused(poisoned, str(tmp_path))
+    said = refused(store, str(tmp_path))
     assert "with samples of liver/case_1;" in said
     assert "; not all samples could be saved in " in said
 
