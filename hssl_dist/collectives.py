@@ -46,7 +46,7 @@ def world_size() -> int:
 
 def group_store() -> watchdog.Store:
     """The key-value store through which the group's processes have found each other."""
-    store: watchdog.Store = dist.distributed_c10d._get_default_store()
+    store: watchdog.Store = dist.distributed_c10d._get_default_store()  # type: ignore[assignment]
     return store
 
 
