@@ -3,6 +3,7 @@
 import ctypes
 import os
 import re
+import resource
 import signal
 import threading
 import time
@@ -18,7 +19,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from hssl_dist import collectives, watchdog
-from hssl_dist.errors import CollectiveError, StoreError
+from hssl_dist.errors import CollectiveError, HsslError, StoreError
 from hssl_dist.records import CaseRecord, Region
 from hssl_dist.store import StoredForm
 from hssl_dist.training.checkpoint import CheckpointStore
@@ -258,6 +259,35 @@ def test_the_error_of_a_rank_is_told_by_the_others(tmp_path: Path) -> None:
         )
         assert seconds < MOMENT_S
     assert not (tmp_path / "stacks").exists()
+
+
+class HungryReader(ArrayReader):
+    """The third read of rank 1 asks for more memory than the process may have."""
+
+    reads = 0
+
+    def fill_numbers(self, pairs: list[tuple[CaseRecord, Region]], out: np.ndarray) -> StoredForm:
+        self.reads += 1
+        if collectives.rank() == 1 and self.reads == 3:
+            resource.setrlimit(resource.RLIMIT_AS, (2**36, 2**36))
+            np.ones(2**37, np.uint8)
+        return super().fill_numbers(pairs, out)
+
+
+def train_with_too_little_memory(folder: Path) -> str:
+    store, device = CheckpointStore(str(folder / "checkpoints")), torch.device("cpu")
+    with pytest.raises(HsslError) as caught, watched(folder / "stacks", LONG_S):
+        run_pretraining(config(), manifests(), HungryReader(), store, Recorder(), device)
+    return f"{type(caught.value).__name__}: {caught.value}"
+
+
+def test_memory_that_does_not_suffice_for_one_rank_ends_all(tmp_path: Path) -> None:
+    """Found by the thread that reads ahead, under a real limit."""
+    first, own, last = run_ranks(train_with_too_little_memory, 3, tmp_path, deadline_s=LONG_S)
+    assert own.startswith("OutOfMemoryError: not enough memory for reading ahead; 2 batches of ")
+    for said in (first, last):
+        assert said.startswith("CollectiveError: rank ")
+        assert said.endswith(f": rank 1 ended with {own}")
 
 
 def end_the_process(said: Path) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -72,17 +71,16 @@ def test_a_step_that_takes_too_much_says_which_micro_batch_to_try(root: Path) ->
     assert (found["error"], found["kind"]) == (said, "OutOfMemoryError")
 
 
-def test_all_ranks_end_with_a_line_when_one_has_too_little_memory(root: Path) -> None:
+def test_a_torchrun_rank_with_too_little_memory_ends_the_job_with_a_line(root: Path) -> None:
+    """What the other ranks say is in `tests/distributed/test_watchdog.py`: torchrun may end them before."""
     done = limited(root, "ranks", rank="1", ranks=2, sampling=BIG, global_batch=4, micro_batch=1)
     assert done.returncode == 1, done.stderr
-    said = "not enough memory for training; lower sampling.patch_size (micro_batch is 1 already), or use a"
-    lines = [line for line in done.stderr.splitlines() if "hssl pretrain: error: " in line]
-    assert any(line.startswith(f"hssl pretrain: error: {said}") for line in lines), done.stderr
-    others = [line for line in lines if ": error: rank 0 of 2 failed at " in line]
-    assert re.search(rf": rank 1 ended with OutOfMemoryError: {re.escape(said)}", "\n".join(others)), (
-        done.stderr
+    said = (
+        "hssl pretrain: error: not enough memory for training; lower sampling.patch_size (micro_batch is 1 "
+        "already), or use a larger machine"
     )
-    assert "Traceback (most recent call last)" not in done.stderr.partition("torch.distributed.elastic")[0]
+    assert said in done.stderr.splitlines(), done.stderr
+    assert "Traceback" not in done.stderr.partition(said)[0]
 
 
 @pytest.mark.usefixtures("ray_cluster")
