@@ -3,7 +3,7 @@
 Every function also works in one process without a process group, where it is the identity. Sizes are
 exchanged at each call and never kept, so ragged batches and worlds that grow or shrink are fine. All ranks
 must call the same functions in the same order; one that waits longer than the process group's deadline gets
-a TrainingError.
+a CollectiveError, which names the ranks that did not come if the group is watched (see `watchdog`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ import torch.distributed as dist
 from jaxtyping import Num, Shaped
 from torch import Tensor
 
-from hssl_dist.errors import TrainingError
+from hssl_dist import watchdog
+from hssl_dist.errors import CollectiveError
+from hssl_dist.memory import is_out_of_memory
 
 T = TypeVar("T")
 
@@ -40,6 +42,12 @@ def rank() -> int:
 def world_size() -> int:
     """Number of processes in the group; 1 without one."""
     return dist.get_world_size() if is_distributed() else 1
+
+
+def group_store() -> watchdog.Store:
+    """The key-value store through which the group's processes have found each other."""
+    store: watchdog.Store = dist.distributed_c10d._get_default_store()  # type: ignore[assignment]
+    return store
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +75,7 @@ def gather_rows(x: Shaped[Tensor, "n ..."], counts: tuple[int, ...] | None = Non
     if x.shape[0] < largest:
         x = torch.cat((x, x.new_zeros((largest - x.shape[0], *x.shape[1:]))))
     rows = x.new_empty((len(counts) * largest, *x.shape[1:]))
-    with _failing("failed at gathering rows with the other ranks"):
+    with _failing("gathering rows"):
         _all_gather(rows, x.contiguous())
     if min(counts) < largest:
         starts = (rank * largest for rank in range(len(counts)))
@@ -89,7 +97,7 @@ def gather_numbers(x: Num[Tensor, " n"]) -> list[list[float]]:
         return [x.tolist()]
     own = x.detach().contiguous()
     numbers = own.new_empty(world_size() * own.shape[0])
-    with _failing("failed at gathering sizes with the other ranks"):
+    with _failing("gathering sizes"):
         _all_gather(numbers, own)
     rows: list[list[float]] = numbers.view(world_size(), -1).tolist()
     return rows
@@ -99,7 +107,7 @@ def all_reduce_sum(x: Num[Tensor, "*shape"]) -> Num[Tensor, "*shape"]:
     """The sum over ranks, without a gradient; `x` is left as it is."""
     total = x.detach().clone(memory_format=torch.contiguous_format)
     if is_distributed():
-        with _failing("failed at summing with the other ranks"):
+        with _failing("summing"):
             dist.all_reduce(total)
     return total
 
@@ -109,18 +117,18 @@ def broadcast_object(value: T, src: int = 0) -> T:
     if not is_distributed():
         return value
     box: list[Any] = [value]
-    with _failing("failed at a broadcast with the other ranks"):
+    with _failing("broadcasting an object"):
         dist.broadcast_object_list(box, src=src)
     received: T = box[0]
     return received
 
 
 def barrier(timeout_s: float = 600.0) -> None:
-    """Wait for all ranks. Raises TrainingError after `timeout_s` seconds, with the missing ranks on gloo."""
+    """Wait for all ranks. Raises CollectiveError after `timeout_s` seconds."""
     if not is_distributed():
         return
     deadline = timedelta(seconds=timeout_s)
-    with _failing(f"waited {timeout_s:g} s for the other ranks"):
+    with _failing(f"a barrier of {timeout_s:g} s", timeout_s):
         if dist.get_backend() == "gloo":
             dist.monitored_barrier(timeout=deadline, wait_all_ranks=True)
         else:
@@ -130,14 +138,35 @@ def barrier(timeout_s: float = 600.0) -> None:
 
 
 @contextmanager
-def _failing(what: str) -> Iterator[None]:
-    """Failures of a collective as TrainingError that says what this rank did; the deadline is the group's."""
-    try:
+def joined(what: str) -> Iterator[None]:
+    """Inside, torch has collectives of its own, such as DDP's; all ranks come here equally often.
+
+    `what` as in "failed at averaging gradients with the other ranks". Failures of the process group become
+    CollectiveErrors, other errors stay as they are.
+    """
+    if not is_distributed():
         yield
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise TrainingError(
-            f"rank {rank()} of {world_size()} {what}: {reason}; look at their logs"
-        ) from error
+        return
+    with _failing(what, only_of_group=True):
+        yield
+
+
+@contextmanager
+def _failing(what: str, timeout_s: float | None = None, *, only_of_group: bool = False) -> Iterator[None]:
+    """Failures of a collective as CollectiveError that says what this rank did, and whom it waited for."""
+    with watchdog.noted(what, timeout_s):
+        try:
+            yield
+        except RuntimeError as error:
+            if is_out_of_memory(error) or (only_of_group and not _of_group(error)):
+                raise
+            reason = watchdog.explain() or f"{str(error).splitlines()[0]}; look at their logs"
+            raise CollectiveError(
+                f"rank {rank()} of {world_size()} failed at {what} with the other ranks{watchdog.in_step()}: "
+                f"{reason}"
+            ) from error
+
+
+def _of_group(error: RuntimeError) -> bool:
+    """Whether the process group raised it; gloo has no type of its own, but says where in its source."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)

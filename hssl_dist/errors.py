@@ -11,6 +11,7 @@ HsslError
 │   └── CorruptError        an object that is missing or has other bytes
 ├── CheckpointError         a checkpoint that cannot be loaded or does not fit
 ├── TrainingError           training that must not go on
+│   ├── CollectiveError     ranks that wait for one that does not come
 │   └── NonFiniteError      NaN or infinity in a loss or a gradient
 ├── WorkerError             a worker process that was lost
 ├── OutOfMemoryError        memory, the machine's or the GPU's, does not suffice
@@ -62,6 +63,10 @@ class CheckpointError(HsslError):
 
 class TrainingError(HsslError):
     """Training must not go on."""
+
+
+class CollectiveError(TrainingError):
+    """A collective failed because of another rank: it did not come by the deadline, or is gone."""
 
 
 class NonFiniteError(TrainingError):

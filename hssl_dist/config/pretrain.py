@@ -260,7 +260,7 @@ class PretrainConfig(JobConfig, LearningConfig):
     max_failures: NonNegativeInt = 3
     """Times a Ray run starts its workers again from the newest checkpoint after one of them failed."""
     collective_timeout_s: PositiveFloat = 600.0
-    """Seconds after which a rank that waits for another one gives up."""
+    """Seconds after which a rank that waits for another one gives up, and names it."""
 
     @model_validator(mode="after")
     def _a_region_each(self) -> Self:

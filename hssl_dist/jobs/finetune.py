@@ -5,6 +5,7 @@ manifest -> patients of the split and of the label fraction -> network, with the
 
 <runs>/<name>/
   checkpoints/      the state of an unfinished run, see `training.checkpoint`
+  not-finite/       the samples of a step that was refused, see `training.not_finite`
   model/            the best weights: model.safetensors, model.json
   done.json         what a finished run registered, and under which trajectory
 """
@@ -26,11 +27,12 @@ from hssl_dist.errors import ConfigError
 from hssl_dist.jobs.ancestry import Ancestry, ancestry, leak_warning
 from hssl_dist.jobs.finetune_delivery import Delivered, deliver, ways
 from hssl_dist.jobs.finished import read_done, write_done
-from hssl_dist.jobs.hardware import use_hardware, within_memory
+from hssl_dist.jobs.hardware import use_hardware
 from hssl_dist.jobs.lineage import lineage
 from hssl_dist.jobs.publish import publish
 from hssl_dist.jobs.starting import Start, starting_point
 from hssl_dist.jobs.stopping import stop_requests
+from hssl_dist.memory import within_memory
 from hssl_dist.networks.weights import ModelCard
 from hssl_dist.records import CaseRecord, Lineage, Manifest, Outcome, content_hash
 from hssl_dist.report.curves import line_chart
@@ -58,7 +60,6 @@ _WHERE_NOT_WHAT = {
 """Keys that say where the job runs, not what it computes: not hashed into the lineage, not logged."""
 
 _KEPT = "its last checkpoint is kept: run it again to go on"
-_SMALLER = "lower training.batch_size or training.patch_size"
 _NOT_VALIDATED = "no validation patient shows a class: the last weights were kept; raise split.validation"
 
 
@@ -116,7 +117,7 @@ def _run_here(config: FinetuneConfig, console: Console, should_stop: Callable[[]
         tracked.log_json("patients.json", patients.as_json(config))
         if start.report is not None:
             tracked.log_json("transfer.json", {**asdict(start.report), "parts": start.report.parts})
-        with within_memory("training", _SMALLER):
+        with within_memory("training", _smaller(config)):
             delivered = _train(config, manifest, patients, start, device, tracked, console, saving)
         _log_result(tracked, delivered)
         card = _card(config, manifest, patients, start, past, delivered, origin, tracked.id, device)
@@ -144,6 +145,13 @@ def _trajectory(
         "manifest": manifest.sha256,
         "draws": DRAWS_VERSION,
     }
+
+
+def _smaller(config: FinetuneConfig) -> str:
+    """What to do where memory does not suffice."""
+    size, patch = config.training.batch_size, " x ".join(map(str, config.training.patch_size))
+    batch = f"training.batch_size to {size // 2} (it is {size}) or " if size > 1 else ""
+    return f"lower {batch}training.patch_size (it is {patch})"
 
 
 def _saving(
@@ -273,6 +281,7 @@ def _train(
             validate=validation.means if patients.validation_cases else None,
             rates=start.rates,
             saving=saving,
+            run_folder=files.join(config.runs, config.name),
         )
     return deliver(result, settings.keep_largest)
 

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from pydantic import ValidationError
 
 from hssl_dist import dicom, files
@@ -24,6 +23,7 @@ from hssl_dist.imaging import label_map, load_case, prepare, restore_scores
 from hssl_dist.jobs.hardware import use_hardware
 from hssl_dist.jobs.preprocess_cases import Refused
 from hssl_dist.jobs.segmenter import Segmenter, load_segmenter
+from hssl_dist.memory import is_out_of_memory
 from hssl_dist.records import Case, Record, SourceFile, StoredObject
 from hssl_dist.segmentation import Windows, keep_largest, logit_slabs
 
@@ -106,11 +106,11 @@ def predict_with(
             yield Refused(assignment.case.id, str(error))
         except HsslError:
             raise
-        except (MemoryError, torch.OutOfMemoryError):
-            reason = "not enough memory for the volume; lower windows_per_batch, or use a larger machine"
-            yield Refused(assignment.case.id, reason)
         except Exception as error:  # noqa: BLE001  (hours of others' cases may follow, and all of it is told)
-            yield Refused(assignment.case.id, f"{type(error).__name__}: {error}")
+            reason = f"{type(error).__name__}: {error}"
+            if is_out_of_memory(error):
+                reason = "not enough memory for the volume; lower windows_per_batch, or use a larger machine"
+            yield Refused(assignment.case.id, reason)
         else:
             yield _commit(segmenter, assignment, plan, data)
 

@@ -2,6 +2,8 @@
 
 <runs>/<name>/
   checkpoints/      see `training.checkpoint`
+  not-finite/       the samples of a step that was refused, see `training.not_finite`
+  stacks/           where each rank was when a collective failed, see `watchdog`
   model/            the final network: model.safetensors, model.json
   done.json         what a finished run registered, and under which trajectory
 """
@@ -9,29 +11,35 @@
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from hssl_dist import collectives, files
-from hssl_dist.errors import StoreError
+from hssl_dist.errors import CollectiveError, StoreError
+from hssl_dist.memory import within_memory
 from hssl_dist.sampling.split_files import named_datasets
 from hssl_dist.store import list_datasets, open_reader, read_manifests
 from hssl_dist.tracking import attach_run
 from hssl_dist.training.checkpoint import CheckpointStore
 from hssl_dist.training.export import save_pretrained
 from hssl_dist.training.loop import run_pretraining
+from hssl_dist.watchdog import Store, watching
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from contextlib import AbstractContextManager
 
     from hssl_dist.config.pretrain import PretrainConfig
     from hssl_dist.records import Lineage, Manifest
     from hssl_dist.tracking import Run
+
+_NAMED_RANKS = 4
 
 
 def run_url(config: PretrainConfig) -> str:
@@ -108,7 +116,8 @@ def train_rank(
 ) -> None:
     """Train on this rank to the end; rank 0 then writes the model folder.
 
-    Raises Interrupted once a stop is asked for and a checkpoint is saved, and the errors of the loop.
+    Raises Interrupted once a stop is asked for and a checkpoint is saved, OutOfMemoryError with advice, and
+    the errors of the loop.
     """
     torch.set_num_threads(config.threads_per_worker)
     run = attach_run(config.tracking, run_id, warn=say)
@@ -124,20 +133,35 @@ def train_rank(
     if collectives.rank() == 0 and (step := checkpoints.latest()) is not None:
         say(f"going on from the checkpoint of step {step}")
     try:
-        result = run_pretraining(
-            config,
-            read_same_manifests(config, lineage),
-            open_reader(config.store.url, cache=config.cache, warn=warn),
-            checkpoints,
-            callbacks,
-            device,
-        )
+        with within_memory("training", _smaller(config)):
+            result = run_pretraining(
+                config,
+                read_same_manifests(config, lineage),
+                open_reader(config.store.url, cache=config.cache, warn=warn),
+                checkpoints,
+                callbacks,
+                device,
+                run_folder=run_url(config),
+            )
     finally:
         if collectives.rank() == 0:
             run.flush()
     if collectives.rank() == 0:
         save_pretrained(model_url(config), result, config, lineage)
     collectives.barrier(config.collective_timeout_s)
+
+
+def _smaller(config: PretrainConfig) -> str:
+    """What to do where memory does not suffice."""
+    share = -(-config.global_batch // collectives.world_size())
+    size = min(config.micro_batch or share, share)
+    if size == 1:
+        return "lower sampling.patch_size (micro_batch is 1 already)"
+    whole = ", a rank's whole share of global_batch" if size == share else ""
+    return (
+        f"set micro_batch to {size // 2} (it is {size}{whole}), which does not change the result, then lower "
+        "sampling.patch_size"
+    )
 
 
 def read_sampled(config: PretrainConfig) -> dict[str, Manifest]:
@@ -177,9 +201,48 @@ def torchrun_group(config: PretrainConfig) -> Iterator[torch.device]:
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield device
         return
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(seconds=config.collective_timeout_s))
+    timeout = timedelta(seconds=config.collective_timeout_s)
+    store = None
     try:
-        yield device
+        store, rank, world_size = next(rendezvous("env://", timeout=timeout))
+        store.set(f"hssl-started/{rank}", "")
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            store=store,
+            rank=rank,
+            world_size=world_size,
+            timeout=timeout,
+        )
+    except RuntimeError as error:
+        raise CollectiveError(_not_started(store, config.collective_timeout_s)) from error
+    try:
+        with watched(config):
+            yield device
     finally:
         dist.destroy_process_group()
+
+
+def _not_started(store: Store | None, timeout_s: float) -> str:
+    """Which ranks did not come to make the process group; not known if not even the store was there."""
+    ranks = range(int(os.environ["WORLD_SIZE"]))
+    late = [rank for rank in ranks if store is not None and not store.check([f"hssl-started/{rank}"])]
+    names = ", ".join(map(str, late[:_NAMED_RANKS])) + (", ..." if len(late) > _NAMED_RANKS else "")
+    return (
+        f"rank {os.environ['RANK']} of {len(ranks)} waited {timeout_s:g} s for the others to start"
+        f"{f', and rank {names} did not' if late else ''}; look at their logs, or raise collective_timeout_s"
+    )
+
+
+def watched(config: PretrainConfig, say: Callable[[str], None] | None = None) -> AbstractContextManager[None]:
+    """Inside, this rank's collectives are watched, if it has a process group; see `watchdog.watching`."""
+    if not collectives.is_distributed():
+        return nullcontext()
+    return watching(
+        collectives.group_store(),
+        collectives.rank(),
+        collectives.world_size(),
+        config.collective_timeout_s,
+        files.join(run_url(config), "stacks"),
+        ends_process=dist.get_backend() == "nccl",
+        say=say,
+    )

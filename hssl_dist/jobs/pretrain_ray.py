@@ -28,10 +28,11 @@ from hssl_dist.errors import (
     HsslError,
     Interrupted,
     NonFiniteError,
+    OutOfMemoryError,
     TrainingError,
     UsageError,
 )
-from hssl_dist.jobs.pretrain_rank import train_rank
+from hssl_dist.jobs.pretrain_rank import train_rank, watched
 from hssl_dist.records import Lineage
 
 if TYPE_CHECKING:
@@ -41,9 +42,10 @@ if TYPE_CHECKING:
 
 # Starting the workers again cannot mend these. All ranks meet the first ones alike.
 _FINAL_ON_ALL = (UsageError, CheckpointError, NonFiniteError)
-_FINAL_ON_ONE = (CorruptError,)
+_FINAL_ON_ONE = (CorruptError, OutOfMemoryError)
 _POLL_S = 0.25
 _HEALTH_CHECK_S = 0.5
+_SAY_S = 5.0
 
 
 @ray.remote(num_cpus=0)
@@ -156,16 +158,17 @@ def _train_worker(settings: dict[str, Any]) -> None:
         return  # A worker has said that going on is of no use; these are new ones that Ray has started.
     lead = collectives.rank() == 0
     try:
-        train_rank(
-            config,
-            Lineage.model_validate_json(settings["lineage"]),
-            settings["run_id"],
-            get_device(),
-            say=lambda line: liaison.say.remote(line) if lead else None,
-            warn=lambda line: liaison.say.remote(f"warning: {line}") if lead else None,
-            advance=lambda _: None,
-            stop_requested=_asked_now_and_then(liaison) if lead else lambda: False,
-        )
+        with watched(config, lambda line: ray.get(liaison.say.remote(line), timeout=_SAY_S)):
+            train_rank(
+                config,
+                Lineage.model_validate_json(settings["lineage"]),
+                settings["run_id"],
+                get_device(),
+                say=lambda line: liaison.say.remote(line) if lead else None,
+                warn=lambda line: liaison.say.remote(f"warning: {line}") if lead else None,
+                advance=lambda _: None,
+                stop_requested=_asked_now_and_then(liaison) if lead else lambda: False,
+            )
     except Interrupted:
         end: Literal["done", "interrupted"] | HsslError = "interrupted"
     except (*_FINAL_ON_ALL, *_FINAL_ON_ONE) as error:

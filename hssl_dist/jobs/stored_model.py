@@ -9,7 +9,7 @@ import torch
 from jaxtyping import UInt8
 
 from hssl_dist.config.parts import TrackingConfig
-from hssl_dist.jobs.hardware import within_memory
+from hssl_dist.memory import within_memory
 from hssl_dist.networks.unet import ResidualUNet
 from hssl_dist.networks.weights import ModelCard, build_from_card, load_model, load_state, patch_size_of
 from hssl_dist.records import CaseRecord

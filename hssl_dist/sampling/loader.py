@@ -14,6 +14,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from hssl_dist.errors import HsslError, StoreError
+from hssl_dist.memory import is_out_of_memory, within_memory
 from hssl_dist.records import CaseRecord, Region, content_hash
 from hssl_dist.sampling.buffers import Buffers
 from hssl_dist.sampling.prefetch import read_ahead
@@ -48,6 +49,11 @@ class Regions:
     def __getitem__(self, rows: slice) -> Regions:
         offsets = self.offsets
         return Regions(self.numbers[rows], self.factors[rows], None if offsets is None else offsets[rows])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """By name, as to write them to a file; `Regions(**tensors)` is the same again."""
+        named = {"numbers": self.numbers, "factors": self.factors, "offsets": self.offsets}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
 
     def to(self, device: torch.device) -> Regions:
         """The same on a device; from pinned memory it does not wait."""
@@ -129,10 +135,21 @@ class PretrainingLoader:
     def batches(self, start_step: int, stop_step: int) -> Generator[Batch]:
         """Batches of steps `start_step` to `stop_step - 1`, read ahead; close it if it is not used up.
 
-        Raises StoreError, naming the case, if a region cannot be read.
+        Raises StoreError, naming the case, if a region cannot be read, and OutOfMemoryError.
         """
-        for batch, wait_s in read_ahead(self._read, range(start_step, stop_step), self.depth):
+        for batch, wait_s in read_ahead(self._read_within_memory, range(start_step, stop_step), self.depth):
             yield replace(batch, wait_s=wait_s)
+
+    def _read_within_memory(self, step: int) -> Batch:
+        depth, size_bytes = self.depth, self.batch_bytes
+        remedy = f"a batch of this rank takes {size_bytes} bytes: lower sampling.patch_size or global_batch"
+        if depth > 1:
+            remedy = (
+                f"{depth} batches of {size_bytes} bytes are read ahead: set sampling.prefetch_bytes to "
+                f"{depth // 2 * size_bytes}, which does not change the result"
+            )
+        with within_memory("reading ahead", remedy):
+            return self._read(step)
 
     def _read(self, step: int) -> Batch:
         draws = [self._schedule.draw(step, index) for index in self._indices]
@@ -167,7 +184,9 @@ def naming_cases(reader: Reader, pairs: Pairs) -> Iterator[None]:
         yield
     except HsslError:
         raise
-    except Exception:
+    except Exception as failure:
+        if is_out_of_memory(failure):
+            raise
         for record, region in pairs:
             try:
                 reader.region(record, region)

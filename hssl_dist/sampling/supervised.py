@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hssl_dist.augment.seeds import sample_seed, stream
 from hssl_dist.errors import ConfigError, HsslError
+from hssl_dist.memory import is_out_of_memory
 from hssl_dist.records import CaseRecord, Region, Shape
 from hssl_dist.sampling.loader import naming_cases, unreadable
 from hssl_dist.sampling.placement import annotated, draw_start
@@ -73,6 +74,10 @@ class SupervisedLoader:
         for batch, wait_s in read_ahead(self._read, range(start_step, stop_step), self._depth):
             yield replace(batch, wait_s=wait_s)
 
+    def draw(self, step: int, index: int) -> tuple[CaseRecord, list[Region]]:
+        """The case of sample `index` (0 .. batch_size - 1) of step `step`, and its patch in each channel."""
+        return self._draw(sample_seed(self._seed, step, index))
+
     def _read(self, step: int) -> LabelledBatch:
         seeds = tuple(sample_seed(self._seed, step, index) for index in range(self._batch_size))
         draws = [self._draw(seed) for seed in seeds]
@@ -109,6 +114,8 @@ def _read_label(reader: Reader, record: CaseRecord, region: Region) -> UInt8[np.
     except HsslError:
         raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise unreadable(record, error) from error
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from hssl_dist import collectives
+from hssl_dist import collectives, watchdog
 from hssl_dist.config.pretrain import PretrainConfig, StageConfig
 from hssl_dist.errors import CheckpointError, ConfigError, Interrupted, NonFiniteError
 from hssl_dist.networks.pretraining import PretrainingNetwork, Stage, build_pretraining_network
@@ -31,6 +31,7 @@ from hssl_dist.training.checkpoint import Checkpoint, CheckpointStore
 from hssl_dist.training.checkpoint_writer import CheckpointWriter
 from hssl_dist.training.health import findings, finite_samples, health_warnings
 from hssl_dist.training.monitoring import monitored, reading_shares
+from hssl_dist.training.not_finite import NotFinite, Reason, find_samples, first_few, save_samples
 from hssl_dist.training.objective import Samples
 from hssl_dist.training.optimiser import Optimiser, learning_rate_at
 from hssl_dist.training.step import StepLoss, backward, finite_outputs
@@ -77,20 +78,23 @@ def run_pretraining(
     device: torch.device,
     *,
     dtype: torch.dtype = torch.float32,
+    run_folder: str | None = None,
 ) -> PretrainingResult:
     """Train to the end, from the newest checkpoint if there is one.
 
+    Samples that are not finite are saved in `run_folder` (see `training.not_finite`); nowhere without it.
     Raises ConfigError if the checkpoints are of a run with another trajectory or there are more ranks than
     samples in a global batch, CheckpointError if the newest is corrupt or new ones cannot be saved (on all
-    ranks), NonFiniteError (on all ranks, before the weights change) naming the samples, and Interrupted once
-    a stop was asked for and a checkpoint is committed.
+    ranks), NonFiniteError (on all ranks, before the weights change) naming the samples, CollectiveError if a
+    rank does not come to a collective, and Interrupted once a stop was asked for and a checkpoint is
+    committed.
     """
     if config.global_batch < collectives.world_size():
         raise ConfigError(
             f"global_batch {config.global_batch} cannot be split over {collectives.world_size()} ranks; "
             "start fewer ranks"
         )
-    loop = _Loop(config, manifests, reader, checkpoints, callbacks, device, dtype)
+    loop = _Loop(config, manifests, reader, checkpoints, callbacks, device, dtype, run_folder)
     with loop.writer:
         loop.resume()
         for stage, (first, last) in stage_steps(config).items():
@@ -132,9 +136,10 @@ class _Loop:
         callbacks: Callbacks,
         device: torch.device,
         dtype: torch.dtype,
+        run_folder: str | None,
     ) -> None:
         self.config, self.checkpoints, self.callbacks = config, checkpoints, callbacks
-        self.device, self.dtype = device, dtype
+        self.device, self.dtype, self.run_folder = device, dtype, run_folder
         self.reader = reader
         self.writer = CheckpointWriter(
             checkpoints,
@@ -238,6 +243,7 @@ class _Loop:
         clip_norm: float,
     ) -> bool:
         """One optimiser step. Returns whether any rank was asked to stop."""
+        watchdog.begin_step(batch.step)
         samples = self._samples(batch)
         optimiser.zero_grad()
         loss = backward(stage, samples, self.network, wrapped, self.config)
@@ -282,22 +288,36 @@ class _Loop:
 
     def _refuse(self, stage: Stage, batch: Batch, samples: Samples, values: Mapping[str, float]) -> NoReturn:
         """Raise NonFiniteError on all ranks, naming the samples: bad regions, else bad outputs, else all."""
-        for finite in (
-            finite_samples([samples.regions.values()], len(batch.indices)),
-            finite_outputs(stage, samples, self.network, self.config),
-            torch.zeros(len(batch.indices), dtype=torch.bool),
-        ):
-            found = collectives.gather_rows(samples.numbers[~finite.to(self.device)]).rows.tolist()
-            if found:
-                break
-        records = [self.schedule.draw(batch.step, index).record for index in sorted(found)]
+        checks: dict[Reason, torch.Tensor] = {
+            "region": finite_samples([samples.regions.values()], len(batch.indices)),
+            "output": finite_outputs(stage, samples, self.network, self.config),
+        }
+        reason, found = find_samples(checks, samples.numbers)
+        records = [self.schedule.draw(batch.step, index).record for index in found]
         names = list(dict.fromkeys(f"{record.dataset}/{record.id}" for record in records))
         more = f" and {len(names) - _NAMED_SAMPLES} more" if len(names) > _NAMED_SAMPLES else ""
         terms = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        kept = first_few(found, batch.regions.numbers[0].nbytes)
+        own = [self._not_finite(stage, batch, index, reason) for index in kept if index in batch.indices]
+        saved = save_samples(self.run_folder, batch.step, own, values, self.device)
         raise NonFiniteError(
             f"step {batch.step}: not finite: {terms}; with samples of "
             f"{', '.join(names[:_NAMED_SAMPLES])}{more}; the weights are as before the step: look at these "
-            "cases, or lower the learning rate"
+            f"cases, or lower the learning rate{saved}"
+        )
+
+    def _not_finite(self, stage: Stage, batch: Batch, index: int, reason: Reason) -> NotFinite:
+        """One of this rank's samples, as it is saved."""
+        place = batch.indices.index(index)
+        draw = self.schedule.draw(batch.step, index)
+        return NotFinite(
+            index=index,
+            seed=batch.seeds[place],
+            reason=reason,
+            record=draw.record,
+            regions=(draw.region,),
+            tensors=batch.regions[place : place + 1].tensors(),
+            facts={"stage": stage},
         )
 
     # ------------------------------------------------------------------------------------------------ metrics
@@ -337,4 +357,5 @@ def _distributed(network: PretrainingNetwork, device: torch.device) -> nn.Module
     """The network in DDP if there is a process group; it averages the gradients over ranks."""
     if not collectives.is_distributed():
         return network
-    return DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)
+    with collectives.joined("starting to train a stage"):
+        return DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)

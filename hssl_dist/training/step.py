@@ -67,7 +67,7 @@ def backward(
     """
     objective, parts = _STAGES[stage], samples.split(config.micro_batch)
     weights = objective.weights(config.objective)
-    whole = _look(stage, parts[0], wrapped, config) if _all_at_once(config) else None
+    whole = _first_look(stage, parts[0], wrapped, config) if _all_at_once(config) else None
     if whole is not None:
         seen = [(whole.prepared.counts, whole.kept)]
     else:
@@ -82,14 +82,15 @@ def backward(
     for part in parts:
         stop, last = start + len(part.seeds), part is parts[-1]
         with nullcontext() if last else _without_sync(wrapped):
-            look = whole or _look(stage, part, wrapped, config)
+            look = whole or (_first_look if part is parts[0] else _look)(stage, part, wrapped, config)
             roots = _roots(look.kept, kept, slice(start, stop))
             separate = objective.separate(look.output, look.prepared, counts, config.objective)
             if separate:
                 roots.append((_weighted(separate, weights), None))
             if last and temperature.grad is not None:
                 roots.append((network.temperature, temperature.grad))
-            torch.autograd.backward([root for root, _ in roots], [gradient for _, gradient in roots])
+            with collectives.joined("averaging the gradients") if last else nullcontext():
+                torch.autograd.backward([root for root, _ in roots], [gradient for _, gradient in roots])
         for name, term in separate.items():
             terms[name] = terms[name] + term.detach() if name in terms else term.detach()
         start = stop
@@ -129,6 +130,12 @@ class _Look:
     prepared: Prepared
     output: PretrainingOutput
     kept: Kept
+
+
+def _first_look(stage: Stage, part: Samples, wrapped: nn.Module, config: PretrainConfig) -> _Look:
+    """The first one with a graph, in which DDP may settle how it will average the gradients."""
+    with collectives.joined("preparing to average the gradients"):
+        return _look(stage, part, wrapped, config)
 
 
 def _look(stage: Stage, part: Samples, module: nn.Module, config: PretrainConfig) -> _Look:

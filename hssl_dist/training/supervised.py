@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,8 @@ from hssl_dist.training.averaging import WeightAverage
 from hssl_dist.training.best import Best
 from hssl_dist.training.checkpoint import Checkpoint, CheckpointStore
 from hssl_dist.training.checkpoint_writer import CheckpointWriter
+from hssl_dist.training.health import finite_samples
+from hssl_dist.training.not_finite import NotFinite, Reason, find_samples, first_few, save_samples
 from hssl_dist.training.optimiser import Optimiser, learning_rate_at
 from hssl_dist.training.precision import autocast
 from hssl_dist.training.trajectory import check_same
@@ -87,6 +89,7 @@ def run_supervised(
     validate: Validate | None = None,
     rates: Mapping[str, float] | None = None,
     saving: Saving | None = None,
+    run_folder: str | None = None,
 ) -> SupervisedResult:
     """Train for `config.steps` steps, or until patience runs out; `network` is left with the best weights.
 
@@ -97,14 +100,26 @@ def run_supervised(
     have factor 1. `classes` names the scores.
 
     With `saving` it goes on from the newest checkpoint. Raises NonFiniteError if the loss or a gradient
-    becomes NaN or infinite, ConfigError or CheckpointError for a checkpoint of another run or a corrupt one,
-    CheckpointError if new ones cannot be saved, and Interrupted once a stop was asked for and a checkpoint is
-    committed.
+    becomes NaN or infinite, before the weights change; the samples are saved in `run_folder` (see
+    `training.not_finite`), nowhere without it. Raises ConfigError or CheckpointError for a checkpoint of
+    another run or a corrupt one, CheckpointError if new ones cannot be saved, and Interrupted once a stop was
+    asked for and a checkpoint is committed.
     """
-    training = _Training(network.to(device), config, classes, observer, device, validate, rates or {}, saving)
+    training = _Training(
+        network.to(device),
+        loader,
+        config,
+        classes,
+        observer,
+        device,
+        validate,
+        rates or {},
+        saving,
+        run_folder,
+    )
     training.resume()
     with training.writer or nullcontext():
-        training.run(loader)
+        training.run()
     return training.result()
 
 
@@ -114,6 +129,7 @@ class _Training:
     def __init__(
         self,
         network: nn.Module,
+        loader: SupervisedLoader,
         config: SupervisedConfig,
         classes: Mapping[int, str],
         observer: Observer,
@@ -121,7 +137,9 @@ class _Training:
         validate: Validate | None,
         rates: Mapping[str, float],
         saving: Saving | None,
+        run_folder: str | None,
     ) -> None:
+        self.loader, self.run_folder = loader, run_folder
         self.network, self.config, self.classes = network.train(), config, classes
         self.observer, self.device, self.validate, self.saving = observer, device, validate, saving
         self.writer = None if saving is None else _writer(saving, observer)
@@ -143,11 +161,11 @@ class _Training:
         patience = self.config.patience
         return self.step == self.config.steps or (patience is not None and self.best.stale >= patience)
 
-    def run(self, loader: SupervisedLoader) -> None:
+    def run(self) -> None:
         """The steps that are left."""
         if self.finished:
             return
-        with closing(loader.batches(self.step, self.config.steps)) as batches:
+        with closing(self.loader.batches(self.step, self.config.steps)) as batches:
             for batch in batches:
                 self._freeze(batch.step)
                 self._train_step(batch)
@@ -189,7 +207,9 @@ class _Training:
         loss = dice_cross_entropy(outputs, label)
         loss.backward()  # type: ignore[no-untyped-call]
         norm = self.optimiser.clip(config.clip_norm)
-        metrics = _finite({"loss": loss, "gradient norm": norm}, batch)
+        metrics = _numbers({"loss": loss, "gradient norm": norm})
+        if not all(map(math.isfinite, metrics.values())):
+            self._refuse(batch, outputs, metrics)
         self.optimiser.step(rate)
         if self.average is not None:
             self.average.update(self.network, batch.step + 1)
@@ -199,6 +219,30 @@ class _Training:
             learning_rate=rate,
             step_s=time.monotonic() - start_s + batch.wait_s,
             wait_s=batch.wait_s,
+        )
+
+    def _refuse(
+        self, batch: LabelledBatch, outputs: Tensor | Sequence[Tensor], values: Mapping[str, float]
+    ) -> NoReturn:
+        """Raise NonFiniteError, naming the samples: those with a bad image, else a bad output, else all."""
+        count = len(batch.seeds)
+        logits = [outputs] if isinstance(outputs, Tensor) else outputs
+        checks: dict[Reason, Tensor] = {
+            "region": finite_samples([batch.image], count),
+            "output": finite_samples(logits, count),
+        }
+        reason, found = find_samples(checks, torch.arange(count))
+        samples = []
+        for index in first_few(found, batch.image[0].nbytes + batch.label[0].nbytes):
+            record, regions = self.loader.draw(batch.step, index)
+            tensors = {"image": batch.image[index : index + 1], "label": batch.label[index : index + 1]}
+            samples.append(NotFinite(index, batch.seeds[index], reason, record, tuple(regions), tensors))
+        saved = save_samples(self.run_folder, batch.step, samples, values, self.device)
+        names = dict.fromkeys(f"{sample.record.dataset}/{sample.record.id}" for sample in samples)
+        what, number = next((what, value) for what, value in values.items() if not math.isfinite(value))
+        raise NonFiniteError(
+            f"the {what} became {number} at step {batch.step + 1}; lower training.learning_rate, or look at "
+            f"the training cases in the quality report, first at {', '.join(names)}{saved}"
         )
 
     def _look(self) -> None:
@@ -291,18 +335,10 @@ def _rate(name: str, rates: Mapping[str, float]) -> float | None:
     return None
 
 
-def _finite(values: Mapping[str, Tensor], batch: LabelledBatch) -> dict[str, float]:
-    """The values as numbers, in one transfer from the device. Raises NonFiniteError naming the first bad."""
-    numbers = dict(
-        zip(values, torch.stack([value.detach() for value in values.values()]).tolist(), strict=True)
-    )
-    for what, number in numbers.items():
-        if not math.isfinite(number):
-            raise NonFiniteError(
-                f"the {what} became {number} at step {batch.step + 1}; "
-                "lower training.learning_rate, or look at the training cases in the quality report"
-            )
-    return numbers
+def _numbers(values: Mapping[str, Tensor]) -> dict[str, float]:
+    """The values as numbers, in one transfer from the device."""
+    stacked = torch.stack([value.detach() for value in values.values()])
+    return dict(zip(values, stacked.tolist(), strict=True))
 
 
 class _Log:

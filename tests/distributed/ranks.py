@@ -5,7 +5,7 @@ import pickle
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import timedelta
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
@@ -22,12 +22,14 @@ def run_ranks(
     *args: Any,
     timeout_s: float = 120.0,
     deadline_s: float | None = None,
+    lost: Collection[int] = (),
 ) -> list[Any]:
     """What `function(*args)` returns on each rank of a new process group, in rank order.
 
     `function` is one of a module's top level; arguments and results are pickled. AssertionError with the
     rank's traceback if one raises or dies, TimeoutError after `timeout_s`; no process outlives the call. A
-    collective waits `deadline_s`, by default as long.
+    collective waits `deadline_s`, by default as long. The ranks `lost` must end without a result: theirs is
+    None.
     """
     context = get_context("spawn")
     deadline = time.monotonic() + timeout_s
@@ -60,7 +62,7 @@ def run_ranks(
                     raise TimeoutError(f"ranks {sorted(readers.values())} took more than {timeout_s:g} s")
                 for reader in ready:
                     rank = readers.pop(reader)
-                    results[rank] = _receive(reader, rank)
+                    results[rank] = _receive(reader, rank, lost=rank in lost)
         finally:
             for process in processes:
                 process.join(timeout=10 if len(results) == world_size else 0)
@@ -71,12 +73,16 @@ def run_ranks(
     return [results[rank] for rank in range(world_size)]
 
 
-def _receive(reader: Connection, rank: int) -> Any:
+def _receive(reader: Connection, rank: int, *, lost: bool) -> Any:
     with reader:
         try:
             kind, value = pickle.loads(reader.recv_bytes())
         except EOFError:
+            if lost:
+                return None
             raise AssertionError(f"rank {rank} ended without a result") from None
+    if lost:
+        raise AssertionError(f"rank {rank} was to be lost, and gave {value}")
     if kind == "raised":
         raise AssertionError(f"rank {rank} raised:\n{value}")
     return value

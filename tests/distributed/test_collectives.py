@@ -48,7 +48,7 @@ def late_rank() -> str:
 
 def test_barrier_names_the_missing_rank() -> None:
     message, _ = run_ranks(late_rank, 2)
-    assert message.startswith("rank 0 of 2 waited 0.5 s for the other ranks: ")
+    assert message.startswith("rank 0 of 2 failed at a barrier of 0.5 s with the other ranks: ")
     assert "1" in message.partition(": ")[2]
     assert message.endswith("; look at their logs")
 

@@ -6,11 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from hssl_dist import collectives
 from hssl_dist.config.pretrain import CheckpointConfig, StageConfig
 from hssl_dist.errors import CheckpointError, ConfigError, Interrupted, NonFiniteError
+from hssl_dist.sampling.loader import PretrainingLoader, Regions
+from hssl_dist.sampling.schedule import Schedule
 from hssl_dist.training.checkpoint import CheckpointStore
 from hssl_dist.training.loop import run_pretraining
 from tests.distributed.ranks import run_ranks
@@ -86,16 +89,44 @@ def refuse(folder: Path) -> tuple[str, str]:
     """What is said of a case that is not finite, and of a batch that is too small."""
     store, device = CheckpointStore(str(folder)), torch.device("cpu")
     with pytest.raises(NonFiniteError) as poisoned:
-        run_pretraining(config(), manifests(), ArrayReader("liver/case_1"), store, Recorder(), device)
+        run_pretraining(
+            config(),
+            manifests(),
+            ArrayReader("liver/case_1"),
+            store,
+            Recorder(),
+            device,
+            run_folder=str(folder),
+        )
     with pytest.raises(ConfigError) as small:
         run_pretraining(config(global_batch=2), manifests(), ArrayReader(), store, Recorder(), device)
     return str(poisoned.value), str(small.value)
+
+
+def assert_saved_as_loaded(run_folder: Path, said: str) -> None:
+    """All samples of the poisoned case, wherever they were, as the loader of one process gives them."""
+    (folder,) = (run_folder / "not-finite").iterdir()
+    assert said.endswith(f"; samples are saved in {folder}")
+    step, settings = int(folder.name.removeprefix("step-")), config()
+    schedule = Schedule(manifests(), settings.sampling, settings.seed, settings.global_batch)
+    batch = next(PretrainingLoader(schedule, ArrayReader("liver/case_1")).batches(step, step + 1))
+    bad = [i for i in batch.indices if schedule.draw(step, i).record.id == "case_1"]
+    bad = [i for i in bad if schedule.draw(step, i).record.dataset == "liver"]
+    assert sorted(path.name for path in folder.glob("*.safetensors")) == [
+        f"sample-{index:05d}.safetensors" for index in bad
+    ]
+    for index in bad:
+        saved = Regions(**load_file(folder / f"sample-{index:05d}.safetensors"))
+        assert torch.equal(saved.numbers, batch.regions.numbers[index : index + 1])
+        assert saved.factors.isnan().all()
+        assert saved.values().isnan().all()
 
 
 def test_all_ranks_refuse_with_the_same_words(tmp_path: Path) -> None:
     said = run_ranks(refuse, 3, tmp_path)
     assert said[0] == said[1] == said[2]
     assert "with samples of liver/case_1;" in said[0][0]
+    assert_saved_as_loaded(tmp_path, said[0][0])
     assert said[0][1] == "global_batch 2 cannot be split over 3 ranks; start fewer ranks"
 
 

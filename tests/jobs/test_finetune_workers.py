@@ -78,8 +78,8 @@ def test_memory_that_does_not_suffice_is_one_line_with_advice(place: Place, tmp_
     with pytest.raises(OutOfMemoryError) as caught:
         place.finetune("huge", register_as="huge", model="scratch", training={**TRAINING, "patch_size": huge})
     assert str(caught.value) == (
-        "not enough memory for training; lower training.batch_size or training.patch_size, or use a larger "
-        "machine"
+        "not enough memory for training; lower training.batch_size to 1 (it is 2) or training.patch_size (it "
+        "is 32768 x 65536 x 65536), or use a larger machine"
     )
     card, state = load_model(Path(place.finetune("small", register_as="huge").summary["path"]))
     save_model(tmp_path, state, card.model_copy(update={"patch_size": huge}))

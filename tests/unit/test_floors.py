@@ -11,7 +11,7 @@ import hssl_dist
 PACKAGE = Path(hssl_dist.__file__).parent
 
 FLOORS = {
-    **dict.fromkeys(("config", "errors", "records", "files", "dicom", "console"), 0),
+    **dict.fromkeys(("config", "errors", "records", "files", "dicom", "console", "memory", "watchdog"), 0),
     **dict.fromkeys(
         (
             "datasets",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from hssl_dist.config.finetune import SupervisedConfig
@@ -202,6 +204,27 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change() -> None:
     with pytest.raises(NonFiniteError, match=r"the loss became nan at step 1; lower training\.learning_rate"):
         run_supervised(network, _loader(BlobReader(nan=True)), CONFIG, CLASSES, Observed(), CPU)
     assert all(torch.equal(value, start[name]) for name, value in network.state_dict().items())
+
+
+def test_patches_that_are_not_finite_are_saved_as_the_loader_gave_them(tmp_path: Path) -> None:
+    loader = _loader(BlobReader(nan=True))
+    with pytest.raises(NonFiniteError) as caught:
+        run_supervised(_network(), loader, CONFIG, CLASSES, Observed(), CPU, run_folder=str(tmp_path))
+    folder = tmp_path / "not-finite" / "step-00000000"
+    assert str(caught.value).endswith(f"; samples are saved in {folder}")
+    batch = next(loader.batches(0, 1))
+    assert len(list(folder.iterdir())) == 4
+    for index in range(2):
+        described = json.loads((folder / f"sample-0000{index}.json").read_text())
+        tensors = load_file(folder / f"sample-0000{index}.safetensors")
+        record, regions = loader.draw(0, index)
+        assert torch.equal(tensors["image"].isnan(), batch.image[index : index + 1].isnan())
+        assert tensors["image"].isnan().all()
+        assert torch.equal(tensors["label"], batch.label[index : index + 1])
+        assert described["record"] == record.model_dump(mode="json")
+        assert [tuple(region["start"]) for region in described["regions"]] == [r.start for r in regions]
+        assert (described["reason"], described["seed"]) == ("region", batch.seeds[index])
+        assert described["values"]["loss"] == "nan"
 
 
 def test_scores_are_those_of_the_prediction_and_need_a_label() -> None:
