@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PlainSerializer,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from hssl_dist.config.network import NetworkConfig
 from hssl_dist.config.parts import (
@@ -22,6 +31,27 @@ from hssl_dist.config.parts import (
     TrackingConfig,
     Url,
 )
+
+
+def _worker_range(value: object) -> tuple[int, int]:
+    """(fewest, most) of a number or a range, from a file or a flag."""
+    entries = list(value) if isinstance(value, list | tuple) else [value]
+    try:
+        numbers = [int(entry) for entry in entries if not isinstance(entry, float)]
+    except (TypeError, ValueError):
+        numbers = []
+    if len(numbers) not in (1, 2) or len(numbers) < len(entries) or not 0 < numbers[0] <= numbers[-1]:
+        found = entries[0] if len(entries) == 1 else value
+        raise ValueError(f"give a number of workers, such as 2, or a range, such as [1, 4]; not {found!r}")
+    return numbers[0], numbers[-1]
+
+
+def _shortest(value: tuple[int, int]) -> int | tuple[int, int]:
+    return value[0] if value[0] == value[1] else value
+
+
+WorkerRange = Annotated[tuple[int, int], BeforeValidator(_worker_range), PlainSerializer(_shortest)]
+"""The fewest and the most workers; written as a number if they are the same."""
 
 
 class SamplingConfig(Part):
@@ -253,8 +283,12 @@ class PretrainConfig(JobConfig, LearningConfig):
     runner: Runner = "ray"
     """`ray`: workers of a Ray cluster; `inline`: this process, or the ranks torchrun starts."""
     ray: RayConfig = RayConfig()
-    workers: PositiveInt = 1
-    """Ray workers, one GPU each where there are GPUs."""
+    workers: WorkerRange = (1, 1)
+    """Ray workers, one GPU each where there are GPUs: a number, or a range such as `[1, 4]` of which the run takes
+    as many as the cluster has room for, whenever that changes."""
+    resize_every_s: PositiveFloat = 300.0
+    """Seconds between looks for room for more workers, if `workers` is a range; a change starts them anew, from the
+    newest checkpoint."""
     threads_per_worker: PositiveInt = 1
     """CPU threads of a worker."""
     max_failures: NonNegativeInt = 3
@@ -264,9 +298,10 @@ class PretrainConfig(JobConfig, LearningConfig):
 
     @model_validator(mode="after")
     def _a_region_each(self) -> Self:
-        if self.global_batch < self.workers:
+        most = self.workers[1]
+        if self.global_batch < most:
             raise ValueError(
-                f"global_batch {self.global_batch} gives some of {self.workers} workers no region; "
-                f"use at least {self.workers}, or fewer workers"
+                f"global_batch {self.global_batch} gives some of {most} workers no region; "
+                f"use at least {most}, or fewer workers"
             )
         return self

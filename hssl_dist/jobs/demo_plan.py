@@ -99,7 +99,7 @@ class Plan:
             runs=str(self.root / "runs"),
             tracking=self.tracking,
             ray=self.ray,
-            workers=self.workers,
+            workers=(self.workers, self.workers),
             global_batch=max(16, 2 * self.workers),
             log_every_steps=5,
             sampling=SamplingConfig(patch_size=PATCH_SIZE, block_size=4, exclude_test=SPLIT),

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from hssl_dist import collectives
 from hssl_dist.config.pretrain import PretrainConfig
@@ -90,13 +91,13 @@ def train_on_ray(
     console: Console,
     stop_requested: Callable[[], bool],
 ) -> None:
-    """Train on `config.workers` workers of the connected cluster.
+    """Train on `config.workers` workers of the connected cluster, of a range as many as there is room for.
 
     Raises Interrupted once a checkpoint is saved on request, what a worker raised if starting it again cannot
     help, and TrainingError if workers failed more than `config.max_failures` times.
     """
     _say_what_is_missing(config, console)
-    liaison = Liaison.remote()  # type: ignore[attr-defined]
+    liaison = _here(Liaison).remote()
     failure: list[BaseException] = []
     with tempfile.TemporaryDirectory(prefix="hssl-ray-") as folder, _ray_train_environment(config):
         trainer = _trainer(config, lineage, run_id, liaison, folder)
@@ -122,10 +123,17 @@ def train_on_ray(
     _raise_end(ray.get(liaison.end.remote()), failure)
 
 
+def _here(actor: Any) -> Any:
+    """The actor on this process's node: it is to live as long as the run does, not as long as some worker."""
+    node = ray.get_runtime_context().get_node_id()
+    return actor.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
+
+
 def _trainer(
     config: PretrainConfig, lineage: Lineage, run_id: str, liaison: Any, folder: str
 ) -> TorchTrainer:
     use_gpu = _resources().get("GPU", 0) > 0
+    fewest, most = config.workers
     resources = {"CPU": float(config.threads_per_worker)} | ({"GPU": 1.0} if use_gpu else {})
     return TorchTrainer(
         _train_worker,
@@ -139,7 +147,10 @@ def _trainer(
             backend="nccl" if use_gpu else "gloo", timeout_s=math.ceil(config.collective_timeout_s)
         ),
         scaling_config=ScalingConfig(
-            num_workers=config.workers, use_gpu=use_gpu, resources_per_worker=resources
+            num_workers=fewest if fewest == most else (fewest, most),
+            use_gpu=use_gpu,
+            resources_per_worker=resources,
+            elastic_resize_monitor_interval_s=config.resize_every_s,
         ),
         # A name of its own for each attempt: Ray Train must not resume what our checkpoints resume.
         run_config=RunConfig(
@@ -157,6 +168,9 @@ def _train_worker(settings: dict[str, Any]) -> None:
     if ray.get(liaison.end.remote()) is not None:
         return  # A worker has said that going on is of no use; these are new ones that Ray has started.
     lead = collectives.rank() == 0
+    if lead:
+        size = collectives.world_size()
+        liaison.say.remote(f"training on {size} worker{'s' if size > 1 else ''}")
     try:
         with watched(config, lambda line: ray.get(liaison.say.remote(line), timeout=_SAY_S)):
             train_rank(
@@ -225,11 +239,12 @@ def _resources() -> dict[str, float]:
 
 
 def _say_what_is_missing(config: PretrainConfig, console: Console) -> None:
-    needed = config.workers * config.threads_per_worker
+    fewest, _ = config.workers
+    needed = fewest * config.threads_per_worker
     there = int(_resources().get("CPU", 0))
     if there < needed:
         console.warn(
-            f"workers {config.workers} x threads_per_worker {config.threads_per_worker} need {needed} CPUs, "
+            f"workers {fewest} x threads_per_worker {config.threads_per_worker} need {needed} CPUs, "
             f"the cluster has {there}: the run waits until it grows"
         )
 

@@ -81,7 +81,7 @@ def test_everything_is_below_the_output(tmp_path: Path) -> None:
         plan.evaluate("e", "models:/m/1").output,
     ]
     assert all(Path(place).is_relative_to(tmp_path) for place in places)
-    assert pretrain.workers == 3
+    assert pretrain.workers == (3, 3)
     assert plan.ray.num_cpus is not None
     assert plan.ray.num_cpus >= 3
 

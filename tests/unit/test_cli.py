@@ -57,7 +57,10 @@ def test_unknown_verb(capsys: pytest.CaptureFixture[str]) -> None:
     ("words", "line"),
     [
         (("--store.ulr", "x"), "unknown flag --store.ulr; did you mean --store.url?"),
-        (("--workers", "two"), "workers: input should be a valid integer, unable to parse string as an "),
+        (
+            ("--workers", "two"),
+            "workers: give a number of workers, such as 2, or a range, such as [1, 4]; not 'two'",
+        ),
         (("extra",), "unexpected argument 'extra'; values follow a flag, see --help"),
         (("--config", "none.yaml"), "config file none.yaml cannot be read: No such file or directory"),
         (

@@ -44,7 +44,7 @@ def test_flags_win_over_environment_over_file_over_default(
     monkeypatch.setenv("HSSL_WORKERS", "4")
     monkeypatch.setenv("HSSL_STORE__URL", "/from-environment")
     config = load("--config", str(file), "--workers", "5")
-    assert config.workers == 5
+    assert config.workers == (5, 5)
     assert config.store.url == "/from-environment"
     assert config.seed == 3
     assert config.log_every_steps == PretrainConfig().log_every_steps

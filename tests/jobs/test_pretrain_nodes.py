@@ -1,0 +1,103 @@
+"""Pretraining on several nodes of a Ray cluster, one of which is lost: the run shrinks, grows and ends right."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.cluster_utils import Cluster
+
+from hssl_dist.config.parts import RayConfig, StoreConfig, TrackingConfig
+from hssl_dist.networks.weights import ModelCard, load_model
+from tests.tiny_pretraining import config, write_store
+
+pytestmark = pytest.mark.slow
+DEADLINE_S = 240.0
+SPEED = ("samples_per_s", "data_wait_share")
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """A head and a second node, each with room for one worker."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        yield made
+    finally:
+        made.shutdown()
+
+
+def command(folder: Path, name: str, **changes: Any) -> list[str]:
+    settings = config(
+        name=name,
+        store=StoreConfig(url=str(folder / "store")),
+        runs=str(folder / "runs"),
+        tracking=TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db"),
+        register_as="tiny-unet",
+        # Long enough to lose a node and gain one before it ends.
+        encoder=config().encoder.model_copy(update={"steps": 300}),
+        **changes,
+    )
+    path = folder / f"{name}.json"
+    path.write_text(settings.model_dump_json())
+    return [sys.executable, "-m", "hssl_dist.pretrain", "--config", str(path)]
+
+
+class Run:
+    """A pretraining process whose lines are waited for."""
+
+    def __init__(self, words: list[str]) -> None:
+        self.process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        self.lines: list[str] = []
+
+    def wait_for(self, start: str) -> None:
+        """Read on until a line starts so."""
+        assert self.process.stdout is not None
+        end_s = time.monotonic() + DEADLINE_S
+        for line in self.process.stdout:
+            self.lines.append(line)
+            if line.startswith(start):
+                return
+            assert time.monotonic() < end_s, self.lines[-20:]
+        raise AssertionError(f"no line {start!r} in {self.lines[-20:]}")
+
+    def end(self) -> int:
+        """Read to the end; the exit status."""
+        assert self.process.stdout is not None
+        self.lines.extend(self.process.stdout)
+        return self.process.wait(timeout=DEADLINE_S)
+
+
+def card(folder: Path, name: str) -> ModelCard:
+    return load_model(folder / "runs" / name / "model")[0]
+
+
+def test_a_lost_node_shrinks_the_run_and_a_new_one_grows_it(cluster: Cluster, tmp_path: Path) -> None:
+    write_store(str(tmp_path / "store"))
+    whole = subprocess.run(command(tmp_path, "whole", runner="inline"), env=dict(os.environ), timeout=DEADLINE_S)
+    assert whole.returncode == 0
+
+    second = cluster.add_node(num_cpus=1)
+    there = {"runner": "ray", "ray": RayConfig(address=cluster.address)}
+    run = Run(command(tmp_path, "elastic", workers=[1, 2], resize_every_s=2.0, max_failures=1, **there))
+    try:
+        run.wait_for("training on 2 workers")
+        run.wait_for("step 5 of ")
+        cluster.remove_node(second, allow_graceful=False)
+        run.wait_for("training on 1 worker")
+        run.wait_for("step 30 of ")
+        cluster.add_node(num_cpus=1)
+        run.wait_for("training on 2 workers")
+        assert run.end() == 0, run.lines[-20:]
+    finally:
+        run.process.kill()
+        run.process.wait()
+
+    assert any(line.startswith("going on from the checkpoint of step ") for line in run.lines)
+    for key, value in card(tmp_path, "whole").metrics.items():
+        if key not in SPEED:
+            assert card(tmp_path, "elastic").metrics[key] == pytest.approx(value, rel=1e-2), key
