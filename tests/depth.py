@@ -1,7 +1,7 @@
 """How many examples the property tests and the fuzzers try.
 
 They are the same in every run. `HSSL_TEST_DEPTH=20 python -m pytest -k "properties or fuzz or flipped"` tries
-twenty times as many; give it a `--timeout` to match.
+twenty times as many, and 0.1 a tenth; give it a `--timeout` to match.
 """
 
 from __future__ import annotations
@@ -10,9 +10,14 @@ import os
 
 from hypothesis import settings
 
-DEPTH = int(os.environ.get("HSSL_TEST_DEPTH", "1"))
+DEPTH = float(os.environ.get("HSSL_TEST_DEPTH", "1"))
+
+
+def deepened(count: int) -> int:
+    """`count` in continuous integration, `DEPTH` times as many in a deeper run."""
+    return max(1, round(count * DEPTH))
 
 
 def examples(count: int) -> settings:
-    """`count` examples in continuous integration, `DEPTH` times as many in a deeper run."""
-    return settings(max_examples=count * DEPTH)
+    """So many examples of a property."""
+    return settings(max_examples=deepened(count))
