@@ -1,8 +1,7 @@
 """Manifests, commit records and quarantine records: what a store says it holds.
 
-All are sealed files. A manifest is a header line, one line per case sorted by id, the seal; a record is its own
-line and the seal. Nothing in a manifest depends on when or where it was written: equal stores have byte-identical
-manifests.
+All are sealed files: a manifest of a header line and one line per case sorted by id, a record of one line.
+Nothing in a manifest depends on when or where it was written: equal stores have byte-identical manifests.
 """
 
 from __future__ import annotations
