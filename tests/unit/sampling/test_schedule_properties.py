@@ -197,6 +197,8 @@ def test_cases_that_are_held_out_never_come_and_all_others_can(manifests, config
         return
     schedule = Schedule(manifests, config, seed, 8)
 
-    drawn = {(draw.region.dataset, draw.region.case) for step in range(5) for draw in batch_of(schedule, step)}
+    drawn = {
+        (draw.region.dataset, draw.region.case) for step in range(5) for draw in batch_of(schedule, step)
+    }
     assert drawn <= cases - out
     assert {(name, case) for name, ids in schedule.case_ids().items() for case in ids} == cases - out

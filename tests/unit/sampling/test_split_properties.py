@@ -18,21 +18,25 @@ from tests.depth import examples
 from tests.unit.sampling import strategies
 
 PARTS = ("train", "validation", "test")
-DATASETS = st.integers(1, 25).flatmap(
-    lambda count: st.lists(
-        st.tuples(
-            st.integers(0, 9),
-            st.booleans(),
-            st.lists(st.integers(0, 14), max_size=2),
-        ),
-        min_size=count,
-        max_size=count,
+DATASETS = (
+    st.integers(1, 25)
+    .flatmap(
+        lambda count: st.lists(
+            st.tuples(
+                st.integers(0, 9),
+                st.booleans(),
+                st.lists(st.integers(0, 14), max_size=2),
+            ),
+            min_size=count,
+            max_size=count,
+        )
     )
-).map(
-    lambda rows: [
-        record(f"c{n:02}", patient=f"p{patient}", labelled=labelled, fingerprints=tuple(map(str, scans)))
-        for n, (patient, labelled, scans) in enumerate(rows)
-    ]
+    .map(
+        lambda rows: [
+            record(f"c{n:02}", patient=f"p{patient}", labelled=labelled, fingerprints=tuple(map(str, scans)))
+            for n, (patient, labelled, scans) in enumerate(rows)
+        ]
+    )
 )
 UNLABELLED = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 20)), max_size=8).map(
     lambda rows: [
@@ -59,13 +63,11 @@ def ways(draw):
 
 def split_of(cases, way):
     """The split, or the error of too few patients, which is one of folds alone."""
-    try:
-        return split_manifest(strategies.manifest(cases), way)
-    except ConfigError as error:
-        assert way.folds is not None
-        assert len(groups_of(cases)) < way.folds
-        assert "patients to fold" in str(error)
+    if way.folds is not None and 0 < len(groups_of(cases)) < way.folds:
+        with pytest.raises(ConfigError, match="patients to fold"):
+            split_manifest(strategies.manifest(cases), way)
         return None
+    return split_manifest(strategies.manifest(cases), way)
 
 
 def groups_of(cases):
@@ -101,21 +103,27 @@ def test_each_part_with_a_share_has_a_patient_as_long_as_there_are_enough(cases,
     split = split_of(cases, way)
     if split is None:
         return
-    groups = len(groups_of(cases))
+    groups = groups_of(cases)
+    counts = {part: sum(bool(group & set(getattr(split, part))) for group in groups) for part in PARTS}
     if way.folds is not None:
-        other = {"test": "validation", "validation": "test"}[way.fold_part]
-        assert bool(getattr(split, way.fold_part)) == (groups > 0)
-        assert bool(split.train) == (groups > 0)
-        kept = groups - 1 if way.fold_part == "test" else groups - way.folds
-        left = kept - max(1, -(-groups // way.folds)) + 1 if way.fold_part == "test" else kept
-        assert bool(getattr(split, other)) == (getattr(way, other) > 0 and left > 0) or groups == 0
+        folded = len(groups) - (counts["test"] if way.fold_part == "validation" else 0)
+        assert counts[way.fold_part] in (folded // way.folds, -(-folded // way.folds))
+        assert all(not groups or counts[part] for part in ("train", way.fold_part))
+        if way.fold_part == "test":
+            assert bool(counts["validation"]) == (way.validation > 0 and folded - counts["test"] > 1)
+        else:
+            assert bool(counts["test"]) == (way.test > 0 and len(groups) > way.folds)
         return
-    shares = {"train": round(1 - way.test - way.validation, 9), "test": way.test, "validation": way.validation}
+    shares = {
+        "train": round(1 - way.test - way.validation, 9),
+        "test": way.test,
+        "validation": way.validation,
+    }
     wanted = [part for part, share in shares.items() if share > 0]
     for place, part in enumerate(wanted):
-        assert bool(getattr(split, part)) == (groups > place)
+        assert bool(counts[part]) == (len(groups) > place)
     for part, share in shares.items():
-        assert share > 0 or not getattr(split, part)
+        assert share > 0 or not counts[part]
 
 
 @given(DATASETS, UNLABELLED, ways(), st.data())

@@ -13,9 +13,11 @@ from tests.depth import examples
 from tests.unit.sampling import strategies
 from tests.unit.sampling.conftest import MemoryReader
 
-RECORDS = st.integers(1, 6).flatmap(
-    lambda count: st.tuples(*(strategies.cases("heart", f"c{n}", channels=2) for n in range(count)))
-).map(lambda found: [case.model_copy(update={"labelled": True}) for case in found])
+RECORDS = (
+    st.integers(1, 6)
+    .flatmap(lambda count: st.tuples(*(strategies.cases("heart", f"c{n}", channels=2) for n in range(count))))
+    .map(lambda found: [case.model_copy(update={"labelled": True}) for case in found])
+)
 
 
 class NotingReader(MemoryReader):
