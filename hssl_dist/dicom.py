@@ -43,7 +43,10 @@ _ALLOWED = {
     0x0028_1053: "slope",
 }
 _TWO_BYTES = ("samples", "rows", "columns", "bits_allocated", "bits_stored", "signed")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,2})?")
+_LARGEST = 1e12
+"""No place or size of a scan is beyond it, and its square is finite."""
 _PIXELS = range(0x7FE0_0008, 0x7FE0_0011)
 _LAST_TAG = 0x7FE0_0010
 _DIRECTORY = "1.2.840.10008.1.3.10"
@@ -76,11 +79,12 @@ class DicomHeader:
         return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else default
 
     def numbers(self, name: str, count: int) -> tuple[float, ...] | None:
-        """A tag of `count` finite numbers; None if it is anything else."""
+        """A tag of `count` numbers, none beyond 1e12; None if it is anything else."""
         parts = self.values.get(name, "").split("\\")
         if len(parts) != count or not all(_NUMBER.fullmatch(part.strip()) for part in parts):
             return None
-        return tuple(float(part) for part in parts)
+        values = tuple(float(part) for part in parts)
+        return values if max(map(abs, values)) <= _LARGEST else None
 
 
 def series_url(folder: str, series: str | None = None) -> str:
@@ -310,4 +314,4 @@ def _text(data: bytes, tag: int, order: str) -> str:
     """A value as text: the numbers of group 28 that are written as two bytes, and what is text anyway."""
     if tag >> 16 == 0x0028 and len(data) == 2 and _ALLOWED[tag] in _TWO_BYTES:
         return str(struct.unpack(order + "H", data)[0])
-    return data.decode("ascii", "replace").strip(" \0")
+    return _CONTROL.sub(" ", data.decode("ascii", "replace")).strip()

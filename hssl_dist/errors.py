@@ -22,7 +22,13 @@ Interrupted                 asked to stop, a checkpoint is saved: exit status 3
 
 
 class HsslError(Exception):
-    """Base of all errors; `str()` is one line: what was found, what was expected, what to do."""
+    """Base of all errors; `str()` is one line: what was found, what was expected, what to do.
+
+    Line breaks of names in it are shown as spaces.
+    """
+
+    def __str__(self) -> str:
+        return " ".join(super().__str__().splitlines())
 
 
 class UsageError(HsslError):

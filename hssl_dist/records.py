@@ -11,9 +11,9 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 if TYPE_CHECKING:
     import numpy as np
@@ -190,6 +190,13 @@ class CaseRecord(Record):
     fingerprints: tuple[str, ...] = ()
     key: str
     objects: tuple[StoredObject, ...]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        channels, described = len(self.modalities), len(self.intensities)
+        if channels != described or not channels or min(self.geometry.shape) < 1:
+            raise ValueError(f"{channels} channels of {self.geometry.shape}, {described} with intensities")
+        return self
 
     @property
     def shape(self) -> Shape:

@@ -1,4 +1,4 @@
-"""What tests of all folders share: the S3 server, and caches of their own."""
+"""What tests of all folders share: the S3 server, caches of their own, and how examples are found."""
 
 from __future__ import annotations
 
@@ -7,11 +7,22 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, Phase, settings
 
 from tests.s3.server import S3Server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+# The same examples in every run, and no verdict on how busy the machine is.
+settings.register_profile(
+    "repeatable",
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    phases=[Phase.explicit, Phase.generate, Phase.shrink],
+)
+settings.load_profile("repeatable")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from pydantic import BaseModel
 
 from hssl_dist import files
@@ -10,6 +12,7 @@ from hssl_dist.datasets.nnunet import named_values
 from hssl_dist.errors import ConfigError
 
 _FILE = "dataset.json"
+_VALUE = re.compile(r"\d{1,9}")
 
 
 class _Named(BaseModel):
@@ -24,7 +27,7 @@ def class_names(url: str) -> dict[int, str]:
     """
     path = url if url.endswith(".json") else files.join(url, _FILE)
     labels = read_description(path, _Named).labels
-    if all(key.isdecimal() for key in labels):
+    if all(_VALUE.fullmatch(key) for key in labels):
         return {int(key): str(name) for key, name in labels.items() if int(key)}
     values: dict[str, int | list[int]] = {}
     for name, value in labels.items():

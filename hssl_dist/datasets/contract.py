@@ -6,6 +6,7 @@ never an image. `discover` (in `discovery`) turns the contents into a `Dataset`.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -69,6 +70,14 @@ def stem(name: str, endings: tuple[str, ...] = NIFTI_ENDINGS) -> str | None:
     return next((name.removesuffix(end) for end in endings if name.endswith(end)), None)
 
 
+def check_name(url: str) -> None:
+    """Raise ConfigError for a name that no record can hold, or no file can have."""
+    if any(unicodedata.category(char) == "Cs" for char in url):
+        raise ConfigError(f"the name of {url!a} is not UTF-8; rename it")
+    if "\0" in url:
+        raise ConfigError(f"the name of {url!a} has a zero byte, which no file's can have; mend it")
+
+
 def volumes(folder: str) -> dict[str, str]:
     """URLs of the files of all formats directly in a folder, by their names without ending."""
     found: dict[str, str] = {}
@@ -76,6 +85,7 @@ def volumes(folder: str) -> dict[str, str]:
         key = stem(name, VOLUME_ENDINGS + DETACHED_ENDINGS)
         if key is None:
             continue
+        check_name(files.join(folder, name))
         if key in found:
             raise ConfigError(f"{files.join(folder, name)} and {found[key]} are the same case; remove one")
         found[key] = files.join(folder, name)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from hssl_dist import files
 from hssl_dist.config.preprocess import DatasetConfig
 from hssl_dist.datasets.bids import find_bids
-from hssl_dist.datasets.contract import Contents, Dataset, FoundCase
+from hssl_dist.datasets.contract import Contents, Dataset, FoundCase, check_name
 from hssl_dist.datasets.dicom_tree import find_dicom
 from hssl_dist.datasets.folder import find_folder
 from hssl_dist.datasets.msd import find_msd
@@ -97,19 +97,13 @@ def case_id(name: str) -> str:
     return safe
 
 
-def _is_unicode(name: str) -> bool:
-    """False for names whose bytes are of another encoding: they cannot be written into a record."""
-    return not any(unicodedata.category(char) == "Cs" for char in name)
-
-
 def _has_ascii(char: str) -> bool:
     return bool(unicodedata.normalize("NFKD", char).encode("ascii", "ignore"))
 
 
 def _case(config: DatasetConfig, found: FoundCase, modalities: tuple[str, ...]) -> Case:
     for url in (*found.images, found.label or ""):
-        if not _is_unicode(url):
-            raise ConfigError(f"dataset {config.name!r}: the name of {url!a} is not UTF-8; rename it")
+        check_name(url)
     identity = case_id(found.name)
     patient = found.patient or identity
     if config.patient_pattern is not None:

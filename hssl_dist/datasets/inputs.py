@@ -21,6 +21,7 @@ from hssl_dist.datasets.contract import (
     DETACHED_ENDINGS,
     VOLUME_ENDINGS,
     FoundCase,
+    check_name,
     read_description,
     stem,
     volumes,
@@ -165,6 +166,8 @@ def _unused(folder: str, cases: list[FoundCase]) -> tuple[str, ...]:
 
 
 def _check_names(cases: list[FoundCase]) -> None:
+    for case in cases:
+        check_name(case.images[0])
     ordered = sorted(cases, key=lambda case: case.name)
     for one, other in itertools.pairwise(ordered):
         if one.name == other.name:

@@ -20,7 +20,15 @@ from jaxtyping import Shaped
 from hssl_dist import files
 from hssl_dist.errors import InputError
 from hssl_dist.imaging.itk import header_of
-from hssl_dist.imaging.source import ByteStream, SourceHeader, SourceImage, gather, reading
+from hssl_dist.imaging.source import (
+    ByteStream,
+    SourceHeader,
+    SourceImage,
+    check_length,
+    gather,
+    reading,
+    size_of,
+)
 
 _NRRD_GEOMETRY = (
     "type",
@@ -194,6 +202,7 @@ class _Input:
 
     def __init__(self, stream: ByteStream, name: str) -> None:
         self._stream, self._name = stream, name
+        self._size_bytes = size_of(stream)
         self._ahead = b""
         self._line_bytes = 0
 
@@ -212,6 +221,11 @@ class _Input:
             else:
                 found = "truncated: ends within its header" if self._line_bytes else "the file is empty"
                 raise InputError(f"{self._name}: {found}")
+
+    @property
+    def left_bytes(self) -> int:
+        """Bytes after the lines."""
+        return self._size_bytes - self._line_bytes
 
     def read(self, size: int) -> bytes:
         """Up to `size` bytes after the last line; empty at the end."""
@@ -272,6 +286,8 @@ def _voxels(
     source: _Input, header: SourceHeader, wbits: int | None, name: str
 ) -> Shaped[np.ndarray, "1 k j i"]:
     """The voxels; exactly as many bytes as the header declares, but for padding after them."""
+    wanted = math.prod(header.shape) * header.dtype.itemsize
+    check_length(source.left_bytes, wanted, name, compressed=wbits is not None)
     raw = np.empty((1, *reversed(header.shape)), dtype=header.dtype)
     blocks = _raw_blocks(source) if wbits is None else _decompressed_blocks(source, wbits, name)
     gather(blocks, raw.reshape(-1).view(np.uint8).data, name)

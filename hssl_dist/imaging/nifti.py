@@ -28,9 +28,11 @@ from hssl_dist.imaging.source import (
     SourceHeader,
     SourceImage,
     check_affine,
+    check_length,
     check_size,
     gather,
     reading,
+    size_of,
 )
 from hssl_dist.records import Shape
 
@@ -91,14 +93,17 @@ def write_nifti(path: Path, array_xyz: Shaped[np.ndarray, "x y z *channel"], aff
 
 
 def _read(stream: ByteStream, name: str, max_voxels: int) -> SourceImage:
+    size_bytes = size_of(stream)
     head = stream.read(_HEAD_BYTES)
     header, offset = _read_header(head, name)
     check_size(header, name, max_voxels)
     count = header.channels * math.prod(header.shape)
     end = offset + count * header.dtype.itemsize
+    compressed = head.startswith(_GZIP_MAGIC)
+    check_length(size_bytes, end, name, compressed=compressed)
     data = np.empty(end, dtype=np.uint8)
     pieces = _pieces(head, stream)
-    if head.startswith(_GZIP_MAGIC):
+    if compressed:
         pieces = _unzip(_at_most(pieces, end, name), name)
     gather(pieces, data.data, name)
     raw = np.frombuffer(data, dtype=header.dtype, count=count, offset=offset)

@@ -6,6 +6,7 @@ A format is a function `(url, max_voxels) -> SourceImage` and a line in `_READER
 from __future__ import annotations
 
 import math
+import os
 import posixpath
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -26,6 +27,11 @@ _MIN_VOLUME_RATIO = 1e-3
 SLACK_BYTES = 1 << 16
 """Padding after the last voxel that is let pass."""
 
+_TRUSTED_BYTES = 1 << 26
+"""Memory that a header's word alone is good for; beyond it the file must be long enough."""
+_MOST_INFLATED = 1032
+"""Bytes that one byte of deflated data can become."""
+
 
 @runtime_checkable
 class ByteStream(Protocol):
@@ -33,6 +39,10 @@ class ByteStream(Protocol):
 
     def read(self, size: int, /) -> bytes:
         """Up to `size` bytes; empty at the end."""
+        ...
+
+    def seek(self, offset: int, whence: int, /) -> int:
+        """Go to a place; returns it, counted from the start."""
         ...
 
 
@@ -101,6 +111,24 @@ def reading(name: str, missing: str = "there is no such file; it belongs to the 
         raise InputError(f"{name}: {missing}") from None
     except (IsADirectoryError, PermissionError) as error:
         raise InputError(f"{name}: cannot be read: {error.strerror or error}") from None
+
+
+def size_of(stream: ByteStream) -> int:
+    """The bytes of an open file, which is at its start before and afterwards."""
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(0, os.SEEK_SET)
+    return size
+
+
+def check_length(found: int, wanted: int, name: str, *, compressed: bool) -> None:
+    """Raise InputError if a file of `found` bytes cannot hold the `wanted` ones memory is to be taken for.
+
+    Up to 64 MiB are let pass: whether they are there is seen when they are read.
+    """
+    if wanted <= _TRUSTED_BYTES or found * (_MOST_INFLATED if compressed else 1) >= wanted:
+        return
+    kind = " compressed bytes, too few for" if compressed else " of"
+    raise InputError(f"{name}: truncated: holds {found}{kind} the {wanted} bytes its header declares")
 
 
 def gather(pieces: Iterable[bytes], target: memoryview, name: str) -> None:

@@ -88,4 +88,5 @@ def _hash_series(url: str) -> tuple[str, int]:
 
 
 def _broken(case: Case, sources: Sequence[SourceFile], problem: str) -> HashedCase:
-    return HashedCase(case, tuple(sources), content_hash({"problem": problem}), problem)
+    reason = " ".join(problem.splitlines())  # a name may have line breaks
+    return HashedCase(case, tuple(sources), content_hash({"problem": problem}), reason)

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from hssl_dist import files
 from hssl_dist.config.parts import Part
-from hssl_dist.errors import ConfigError, MissingError
+from hssl_dist.errors import ConfigError, MissingError, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -87,7 +87,11 @@ def _read(url: str) -> Any:
         return json.loads(files.read(url))
     except FileNotFoundError:
         raise MissingError(f"split.file {url} is not there; give the path or URL of a JSON file") from None
-    except ValueError as error:
+    except StorageError:
+        raise
+    except OSError as error:
+        raise ConfigError(f"split.file {url} cannot be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"split.file {url} is not JSON: {error}; write it anew") from None
 
 
@@ -97,7 +101,7 @@ def _checked(url: str, dataset: str, content: Any) -> FixedSplit:
         return FixedSplit.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(map(str, first["loc"])) or "content"
+        key = ascii(".".join(map(str, first["loc"])))[1:-1] or "content"
         raise ConfigError(
             f"split.file {url} has no split for dataset {dataset!r}: {key}: {first['msg'].lower()}; give "
             "lists of patients as train, validation and test, for several datasets each below its name"

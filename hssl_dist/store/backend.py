@@ -24,6 +24,11 @@ class StoredArray(Protocol):
     """
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """Its axes: `channel z y x`, of a label `z y x`."""
+        ...
+
+    @property
     def dtype(self) -> np.dtype[Any]:
         """Type of the stored numbers."""
         ...

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 _BLOCK_BYTES = 1 << 20
 _PARSED_RECORDS = 256  # kept; each takes some 30 kB
-_LEAVES_ITS_FOLDER = re.compile(r"/\.{0,2}(?:/|\Z)")  # an empty part, `.` or `..`
+_NO_PATH = re.compile(r"/\.{0,2}(?:/|\Z)|\0")  # an empty part, `.` or `..`; what no file can be called
 
 
 # --------------------------------------------------------------------------------------------------- columns
@@ -314,5 +314,5 @@ def _check_paths(url: str, case_id: str, paths: Iterable[str]) -> None:
     except StoreError as error:
         raise StoreError(f"{url}: {error}; do not use it") from None
     for path in paths:
-        if not path.startswith(f"{folder}/") or _LEAVES_ITS_FOLDER.search(path):
+        if not path.startswith(f"{folder}/") or _NO_PATH.search(path):
             raise StoreError(f"{url} lists {path!r}, which is outside of its case {folder}; do not use it")

@@ -32,10 +32,10 @@ def overlap(shape: Shape, region: Region) -> tuple[Box, Box]:
 def nearest_number(value: float, dtype: np.dtype[Any], scaling: Scaling) -> Any:
     """The stored number whose value is nearest."""
     number = (value - scaling.add_offset) / scaling.scale_factor
+    bounds: Any = np.finfo(dtype) if dtype.kind == "f" else np.iinfo(dtype)
     if dtype.kind in "iu":
-        bounds = np.iinfo(dtype)
-        number = min(max(round(number), bounds.min), bounds.max)
-    return dtype.type(number)
+        number = round(number)
+    return dtype.type(min(max(number, float(bounds.min)), float(bounds.max)))
 
 
 def pad_around(row: Stored, target: Box, value: Any) -> Stored:

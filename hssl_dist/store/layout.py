@@ -1,8 +1,8 @@
 """Where things are in a store, how volumes are cut into chunks, and the OME-Zarr metadata. No I/O.
 
 <root>/<dataset>/manifest.jsonl              the committed cases; derived from the records
-<root>/<dataset>/records/<case>.json         commit record: the case exists when this does
-<root>/<dataset>/quarantine/<case>.json      why a case could not be stored
+<root>/<dataset>/records/<case>.jsonl        commit record: the case exists when this does
+<root>/<dataset>/quarantine/<case>.jsonl     why a case could not be stored
 <root>/<dataset>/<case>.zarr                 OME-Zarr 0.5 image, axes c z y x
     0                                        the volume, quantised
     labels/segmentation/0                    its label, axes z y x, if annotated
@@ -51,7 +51,7 @@ def records_url(root: str, dataset: str) -> str:
 
 def record_url(root: str, dataset: str, case_id: str) -> str:
     """Commit record of a case."""
-    return files.join(records_url(root, dataset), f"{check_name(case_id)}.json")
+    return files.join(records_url(root, dataset), f"{check_name(case_id)}.jsonl")
 
 
 def quarantine_url(root: str, dataset: str) -> str:

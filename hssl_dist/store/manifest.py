@@ -1,7 +1,7 @@
 """Manifests, commit records and quarantine records: what a store says it holds.
 
-A manifest is a sealed file: a header line, one line per case sorted by id, the seal. Nothing in it depends on
-when or where it was written: equal stores have byte-identical manifests.
+All are sealed files: a manifest of a header line and one line per case sorted by id, a record of one line.
+Nothing in a manifest depends on when or where it was written: equal stores have byte-identical manifests.
 """
 
 from __future__ import annotations
@@ -11,14 +11,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from pydantic import ValidationError
-
 from hssl_dist import files
 from hssl_dist.errors import CorruptError, MissingError
 from hssl_dist.records import CaseRecord, Manifest, ManifestHeader, Quarantined, Record
 from hssl_dist.store import layout
 from hssl_dist.store.case_lines import open_manifest
-from hssl_dist.store.sealed import seal
+from hssl_dist.store.sealed import seal, unseal
 
 SomeRecord = TypeVar("SomeRecord", bound=Record)
 
@@ -80,14 +78,14 @@ def withdraw(root: str, manifest: Manifest, case_ids: Iterable[str]) -> Manifest
 
 def write_record(root: str, record: CaseRecord) -> None:
     """Commit a case, after all of its objects are there."""
-    files.write(layout.record_url(root, record.dataset, record.id), _file_bytes(record))
+    files.write(layout.record_url(root, record.dataset, record.id), seal((record,)))
 
 
 def read_records(root: str, dataset: str, case_ids: Iterable[str]) -> dict[str, CaseRecord]:
     """Those of the cases that are committed, by id."""
     folder = layout.records_url(root, dataset)
     wanted = sorted(
-        {f"{layout.check_name(case_id)}.json" for case_id in case_ids} & set(files.listing(folder))
+        {f"{layout.check_name(case_id)}.jsonl" for case_id in case_ids} & set(files.listing(folder))
     )
     records = [_read_record(files.join(folder, name), CaseRecord) for name in wanted]
     return {record.id: record for record in records}
@@ -101,13 +99,13 @@ def remove_case(root: str, dataset: str, case_id: str) -> None:
 
 def write_quarantined(root: str, dataset: str, quarantined: Quarantined) -> None:
     """Remember that, and why, a case could not be stored."""
-    files.write(_quarantined_url(root, dataset, quarantined.id), _file_bytes(quarantined))
+    files.write(_quarantined_url(root, dataset, quarantined.id), seal((quarantined,)))
 
 
 def read_quarantine(root: str, dataset: str) -> dict[str, Quarantined]:
     """The quarantined cases of a dataset, by id."""
     folder = layout.quarantine_url(root, dataset)
-    names = [name for name in files.listing(folder) if name.endswith(".json") and not name.startswith(".")]
+    names = [name for name in files.listing(folder) if name.endswith(".jsonl") and not name.startswith(".")]
     records = [_read_record(files.join(folder, name), Quarantined) for name in names]
     return {record.id: record for record in records}
 
@@ -118,15 +116,12 @@ def release(root: str, dataset: str, case_id: str) -> None:
 
 
 def _quarantined_url(root: str, dataset: str, case_id: str) -> str:
-    return files.join(layout.quarantine_url(root, dataset), f"{layout.check_name(case_id)}.json")
-
-
-def _file_bytes(record: Record) -> bytes:
-    return f"{record.to_json()}\n".encode()
+    return files.join(layout.quarantine_url(root, dataset), f"{layout.check_name(case_id)}.jsonl")
 
 
 def _read_record(url: str, kind: type[SomeRecord]) -> SomeRecord:
     try:
-        return kind.model_validate_json(files.read(url))
-    except ValidationError as error:
+        (line,) = unseal(url, files.read(url))
+        return kind.model_validate_json(line)
+    except (CorruptError, ValueError) as error:
         raise CorruptError(f"{url} is no whole {kind.__name__}; remove it and preprocess again") from error

@@ -21,7 +21,7 @@ from hssl_dist.config.parts import CacheConfig
 from hssl_dist.errors import StoreError
 from hssl_dist.records import CaseRecord, Region, Scaling
 from hssl_dist.store import layout, objects
-from hssl_dist.store.backend import Backend, Box, Pending
+from hssl_dist.store.backend import Backend, Box, Pending, StoredArray
 from hssl_dist.store.cache import VolumeCache, Warn, cache_folder, volume_key
 from hssl_dist.store.cache_files import CachedVolume, VolumeForm
 from hssl_dist.store.cropping import nearest_number, overlap, pad_around, write_values
@@ -172,12 +172,14 @@ class StoreReader:
 
     def image(self, record: CaseRecord) -> Float32[np.ndarray, "channel z y x"]:
         """See `Reader`."""
+        self._open(record, layout.IMAGE_ARRAY)  # nothing is taken on the record's word alone
         out = np.empty((len(record.modalities), *record.shape), np.float32)
         self._deliver([_of_image(record, _whole(record, c), row) for c, row in enumerate(out)], _values)
         return out
 
     def label(self, record: CaseRecord) -> UInt8[np.ndarray, "z y x"]:
         """See `Reader`."""
+        self._open(record, layout.LABEL_ARRAY)
         return self.label_region(record, _whole(record, 0))
 
     def region(self, record: CaseRecord, region: Region) -> Float32[np.ndarray, "z y x"]:
@@ -257,18 +259,30 @@ class StoreReader:
     def _add(self, cache: VolumeCache, key: str, piece: _Piece) -> CachedVolume | None:
         """The whole volume of a piece, from now on in the cache; None if it cannot be."""
         whole = piece.in_array(tuple(slice(0, side) for side in piece.record.shape))
+        stored = self._open(piece.record, piece.array)
         with objects.explained(self._root, piece.record, piece.array):
-            stored = self._backend.open(piece.record, piece.array)
             form = VolumeForm(stored.dtype, piece.record.shape, stored.scaling)
             in_array = tuple(part.stop - part.start for part in whole)
             return cache.add(key, form, lambda values: stored.read_into(whole, values.reshape(in_array)))
+
+    def _open(self, record: CaseRecord, array: str) -> StoredArray:
+        """An array of a case. Raises StoreError if it is not of the shape that the record says."""
+        with objects.explained(self._root, record, array):
+            stored = self._backend.open(record, array)
+        said = record.shape if array == layout.LABEL_ARRAY else (len(record.modalities), *record.shape)
+        if stored.shape != said:
+            raise StoreError(
+                f"case {record.id!r} of {record.dataset!r}: its record says {said} voxels, its array {array} "
+                f"has {stored.shape}; remove its commit record and preprocess the dataset again"
+            )
+        return stored
 
     def _read_through(self, pieces: Sequence[_Piece], write: Write) -> None:
         """Read pieces from the store, with all reads in flight, leaving nothing in the cache of volumes."""
         started = []
         for piece in pieces:
+            stored = self._open(piece.record, piece.array)
             with objects.explained(self._root, piece.record, piece.array):
-                stored = self._backend.open(piece.record, piece.array)
                 started.append((piece, stored.scaling, stored.start(piece.box)))
 
         def finish(piece: _Piece, scaling: Scaling, pending: Pending) -> None:

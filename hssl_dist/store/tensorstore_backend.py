@@ -82,7 +82,9 @@ class TensorstoreBackend:
         reading, filling = (
             _open_spec(place, document, context) for context in (self._reading, self._filling)
         )
-        return _NativeArray(reading.result(), filling.result(), _dtype(document), _scaling(document))
+        return _NativeArray(
+            reading.result(), filling.result(), tuple(document["shape"]), _dtype(document), _scaling(document)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,7 @@ class _NativeArray:
 
     reading: Any
     filling: Any  # the same, without a place in the cache of chunks
+    shape: tuple[int, ...]
     dtype: np.dtype[Any]
     scaling: Scaling
 
@@ -116,6 +119,11 @@ class _FetchedArray:
     scaling: Scaling
     counter: Counter
     fetches: ThreadPoolExecutor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """See `StoredArray`."""
+        return tuple(self.document["shape"])
 
     def start(self, box: Box) -> Pending:
         """See `StoredArray`."""

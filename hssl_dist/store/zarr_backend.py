@@ -38,7 +38,7 @@ class ZarrBackend:
         url = files.join(layout.dataset_url(self._root, record.dataset), record.image_path)
         store = _NothingMissing(_open_store(url), self._counter)
         opened: Any = zarr.open_array(store, path=array, mode="r", zarr_format=3)
-        return _ZarrArray(opened, opened.dtype, scaling_of(opened.attrs))
+        return _ZarrArray(opened, opened.shape, opened.dtype, scaling_of(opened.attrs))
 
     def fetched(self) -> ReadFigures:
         """See `Backend`."""
@@ -50,6 +50,7 @@ class _ZarrArray:
     """A `StoredArray` that reads at once."""
 
     opened: Any
+    shape: tuple[int, ...]
     dtype: np.dtype[Any]
     scaling: Scaling
 

@@ -58,6 +58,10 @@ class NotingArray:
     work: Work
 
     @property
+    def shape(self) -> Any:
+        return self.inner.shape
+
+    @property
     def dtype(self) -> Any:
         return self.inner.dtype
 

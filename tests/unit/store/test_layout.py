@@ -48,5 +48,5 @@ def test_names_that_leave_the_store_are_refused(name):
 
 def test_urls():
     assert layout.manifest_url("s3://b/p", "toy") == "s3://b/p/toy/manifest.jsonl"
-    assert layout.record_url("/store", "toy", "sub 1") == "/store/toy/records/sub 1.json"
+    assert layout.record_url("/store", "toy", "sub 1") == "/store/toy/records/sub 1.jsonl"
     assert layout.case_folder("sub 1") == "sub 1.zarr"

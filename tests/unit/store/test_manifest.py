@@ -114,7 +114,7 @@ def test_quarantine(tmp_path):
 
 def test_a_damaged_record_is_an_error_that_names_it(toy_store):
     root, _ = toy_store
-    path = Path(root, "toy/records/thin.json")
+    path = Path(root, "toy/records/thin.jsonl")
     path.write_text(path.read_text()[:100])
     with pytest.raises(CorruptError, match=f"{path} is no whole CaseRecord; remove it and preprocess again"):
         read_records(root, "toy", ["thin"])
