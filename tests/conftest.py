@@ -1,4 +1,4 @@
-"""What tests of all folders share: the S3 server, and caches of their own."""
+"""What tests of all folders share: the S3 server, a browser, and caches of their own."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests import browser
 from tests.s3.server import S3Server
 
 if TYPE_CHECKING:
@@ -53,6 +54,15 @@ def s3_bucket(s3_environment: S3Server) -> str:
     name = f"test-{secrets.token_hex(6)}"
     s3_environment.client().create_bucket(Bucket=name)
     return f"s3://{name}"
+
+
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[browser.Browser]:
+    """The session's browser."""
+    if browser.EXECUTABLE is None:
+        pytest.skip(browser.MISSING)
+    with browser.Browser(tmp_path_factory.mktemp("chromium")) as running:
+        yield running
 
 
 def _forget_clients() -> None:
