@@ -1,7 +1,8 @@
-"""What tests of all folders share: the S3 server, a browser, and caches of their own."""
+"""What tests of all folders share: the S3 server, a Ray cluster, a browser, and caches of their own."""
 
 from __future__ import annotations
 
+import io
 import secrets
 import sys
 from typing import TYPE_CHECKING
@@ -54,6 +55,20 @@ def s3_bucket(s3_environment: S3Server) -> str:
     name = f"test-{secrets.token_hex(6)}"
     s3_environment.client().create_bucket(Bucket=name)
     return f"s3://{name}"
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """A local cluster with four logical CPUs: enough for two training workers and their controller.
+
+    Jobs run inside it use it, since this process is already connected.
+    """
+    from hssl_dist.config.parts import RayConfig
+    from hssl_dist.console import Console
+    from hssl_dist.jobs import cluster
+
+    with cluster.connect(RayConfig(num_cpus=4), Console(io.StringIO())):
+        yield
 
 
 @pytest.fixture(scope="session")
