@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from hssl_dist import files
 from hssl_dist.config.parts import Part
-from hssl_dist.errors import ConfigError, MissingError
+from hssl_dist.errors import ConfigError, MissingError, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -87,6 +87,10 @@ def _read(url: str) -> Any:
         return json.loads(files.read(url))
     except FileNotFoundError:
         raise MissingError(f"split.file {url} is not there; give the path or URL of a JSON file") from None
+    except StorageError:
+        raise
+    except OSError as error:
+        raise ConfigError(f"split.file {url} cannot be read: {error.strerror or error}") from None
     except ValueError as error:
         raise ConfigError(f"split.file {url} is not JSON: {error}; write it anew") from None
 

@@ -136,7 +136,7 @@ def write_folder(root: Path) -> DatasetConfig:
 
 def write_dicom(root: Path) -> DatasetConfig:
     for number in range(3):
-        images = series(volume(6, 12, 12, seed=number), uid=f"{UID}.{number}")
+        images = series(volume(6, 12, 12, seed=number), uid=f"{UID}.{number}", modality="MR")
         write_files(root / f"d{number}" / "study" / "series", images)
     broken = next((root / "d2/study/series").iterdir())
     broken.write_bytes(broken.read_bytes()[:-3])
