@@ -1,7 +1,10 @@
-"""What tests of all folders share: the S3 server, caches of their own, and how examples are found."""
+"""What tests of all folders share: the S3 server, a Ray cluster, a browser, caches of their own, and how examples
+are found.
+"""
 
 from __future__ import annotations
 
+import io
 import secrets
 import sys
 from typing import TYPE_CHECKING
@@ -9,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
+from tests import browser
 from tests.s3.server import S3Server
 
 if TYPE_CHECKING:
@@ -64,6 +68,29 @@ def s3_bucket(s3_environment: S3Server) -> str:
     name = f"test-{secrets.token_hex(6)}"
     s3_environment.client().create_bucket(Bucket=name)
     return f"s3://{name}"
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """A local cluster with four logical CPUs: enough for two training workers and their controller.
+
+    Jobs run inside it use it, since this process is already connected.
+    """
+    from hssl_dist.config.parts import RayConfig
+    from hssl_dist.console import Console
+    from hssl_dist.jobs import cluster
+
+    with cluster.connect(RayConfig(num_cpus=4), Console(io.StringIO())):
+        yield
+
+
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[browser.Browser]:
+    """The session's browser."""
+    if browser.EXECUTABLE is None:
+        pytest.skip(browser.MISSING)
+    with browser.Browser(tmp_path_factory.mktemp("chromium")) as running:
+        yield running
 
 
 def _forget_clients() -> None:

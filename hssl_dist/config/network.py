@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import PositiveInt, model_validator
+from pydantic import Field, model_validator
 
-from hssl_dist.config.parts import Part, Size
+from hssl_dist.config.parts import Part
+
+# Beyond anything that is trained: configs travel with models, and some come from strangers.
+_Width = Annotated[int, Field(ge=1, le=65536)]
+_Blocks = Annotated[int, Field(ge=1, le=64)]
+_Side = Annotated[int, Field(ge=1, le=64)]
+_Size = tuple[_Side, _Side, _Side]
+_MOST_STAGES = 16
 
 
 class NetworkConfig(Part):
     """A residual encoder-decoder U-Net; each tuple has one entry per encoder stage, finest first."""
 
-    widths: tuple[PositiveInt, ...] = (16, 32, 64, 128, 128)
+    widths: tuple[_Width, ...] = (16, 32, 64, 128, 128)
     """Feature channels of each stage."""
-    strides: tuple[Size, ...] = ((1, 1, 1), (1, 2, 2), (2, 2, 2), (2, 2, 2), (1, 2, 2))
+    strides: tuple[_Size, ...] = ((1, 1, 1), (1, 2, 2), (2, 2, 2), (2, 2, 2), (1, 2, 2))
     """Stride z y x with which each stage starts; the first must be (1, 1, 1)."""
-    kernels: tuple[Size, ...] = ((1, 3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3))
+    kernels: tuple[_Size, ...] = ((1, 3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3))
     """Kernel size z y x of each stage, odd."""
-    encoder_blocks: tuple[PositiveInt, ...] = (1, 2, 2, 2, 2)
+    encoder_blocks: tuple[_Blocks, ...] = (1, 2, 2, 2, 2)
     """Residual blocks of each encoder stage."""
-    decoder_blocks: tuple[PositiveInt, ...] = (1, 1, 1, 1)
+    decoder_blocks: tuple[_Blocks, ...] = (1, 1, 1, 1)
     """Convolutions of each decoder stage, finest first as in `widths`, one entry fewer."""
 
     @model_validator(mode="after")
@@ -39,6 +46,11 @@ class NetworkConfig(Part):
     def _buildable(self) -> Self:
         if len(self.widths) < 2:
             raise ValueError(f"widths has {len(self.widths)} entries, a U-Net needs at least 2")
+        if len(self.widths) > _MOST_STAGES:
+            raise ValueError(
+                f"widths has {len(self.widths)} entries, a U-Net of more than {_MOST_STAGES} stages "
+                "cannot be built"
+            )
         if self.strides[0] != (1, 1, 1):
             raise ValueError(
                 f"strides start with {self.strides[0]}; the first stage keeps the size, give (1, 1, 1)"

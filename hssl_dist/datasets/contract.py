@@ -15,7 +15,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from hssl_dist import files
-from hssl_dist.errors import ConfigError, MissingError
+from hssl_dist.errors import ConfigError, MissingError, StorageError
 from hssl_dist.records import Case, SplitName
 
 NIFTI_ENDINGS = (".nii.gz", ".nii")
@@ -24,6 +24,8 @@ DETACHED_ENDINGS = (".nhdr", ".mhd")
 """Headers without their voxels: listed, so that the reader refuses them and none is overlooked."""
 
 Description = TypeVar("Description", bound=BaseModel)
+
+_LONGEST_DESCRIPTION_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +108,7 @@ def _visible(root: str, folder: str) -> list[str]:
 def below(root: str, path: str) -> str:
     """The URL of a path that a description gives relative to `root`; it must not lead out of it."""
     plain = PurePosixPath(path.replace("\\", "/"))
-    if "://" in path or plain.is_absolute() or ".." in plain.parts:
+    if "://" in path or "\0" in path or plain.is_absolute() or ".." in plain.parts:
         raise ConfigError(
             f"{files.join(root, 'dataset.json')} names {path!r}, which is outside of the dataset"
         )
@@ -116,9 +118,17 @@ def below(root: str, path: str) -> str:
 def read_description(url: str, kind: type[Description]) -> Description:
     """A dataset's own description, checked. Raises MissingError, or ConfigError with the first wrong key."""
     try:
-        return kind.model_validate_json(files.read(url))
+        with files.open_read(url) as stream:
+            text = stream.read(_LONGEST_DESCRIPTION_BYTES + 1)
+        if len(text) > _LONGEST_DESCRIPTION_BYTES:
+            raise ConfigError(
+                f"{url} has more than {_LONGEST_DESCRIPTION_BYTES >> 20} MiB; it describes no dataset"
+            )
+        return kind.model_validate_json(text)
     except FileNotFoundError:
         raise MissingError(f"there is no {url}; the layout needs it") from None
+    except StorageError:
+        raise
     except OSError as error:
         raise ConfigError(f"{url} cannot be read: {error.strerror or error}") from None
     except ValidationError as error:

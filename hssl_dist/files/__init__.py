@@ -173,7 +173,10 @@ def walk(url: str) -> Iterator[str]:
 
 
 def read(url: str) -> bytes:
-    """The bytes of a file. Raises FileNotFoundError."""
+    """The bytes of a file. Raises as `open_read` does."""
+    if is_local(url):
+        with open_read(url) as stream:
+            return stream.read()
     with explained(url):
         fs, path = filesystem(url)
         return bytes(fs.cat_file(path))

@@ -302,7 +302,7 @@ def _training(portable: Portable, rules: list[dict[str, Any]], preparation: Prep
 
 def _metadata(portable: Portable, preparation: Preparation, patch_size: Shape, uri: str) -> dict[str, Any]:
     names = portable.card.classes
-    outputs = {"0": "background", **{str(value): name for value, name in sorted(names.items())}}
+    outputs = {"0": "background", **{str(value): _literal(name) for value, name in sorted(names.items())}}
     channels = preparation.modalities or ("image",) * portable.in_channels
     return {
         "version": __version__,
@@ -328,7 +328,7 @@ def _metadata(portable: Portable, preparation: Preparation, patch_size: Shape, u
                     "dtype": "float32",
                     "value_range": [],
                     "is_patch_data": True,
-                    "channel_def": {str(index): name for index, name in enumerate(channels)},
+                    "channel_def": {str(index): _literal(name) for index, name in enumerate(channels)},
                 }
             },
             "outputs": {
@@ -345,6 +345,11 @@ def _metadata(portable: Portable, preparation: Preparation, patch_size: Shape, u
             },
         },
     }
+
+
+def _literal(name: str) -> str:
+    """A name that MONAI's parser takes for text: it evaluates what starts with `$`, follows `@` and `%`."""
+    return f" {name}" if name.startswith(("$", "@", "%")) else name
 
 
 def _readme(portable: Portable, uri: str) -> str:

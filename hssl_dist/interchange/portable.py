@@ -86,6 +86,8 @@ def portable(card: ModelCard, state: Mapping[str, Tensor], channels: int | None 
             "only a pretrained model for one channel can be spread over several"
         )
     classes = class_count(card.classes) if segmentation else _STAND_IN_CLASSES
+    with torch.device("meta"):  # a card may describe more than memory holds: the weights have to fit first
+        transfer(build_segmentation_network(config, channels, classes), state, parts)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_STAND_IN_SEED)
         network = build_segmentation_network(config, channels, classes)

@@ -61,6 +61,8 @@ def _from_model(config: FinetuneConfig, header: ManifestHeader) -> Start:
     fetched = fetch_model(config.tracking, config.model)
     card, state = load_model(fetched.folder)
     settings = network_config(card)
+    with torch.device("meta"):  # a card may describe more than memory holds: the weights have to fit first
+        transfer(_new_network(config, settings, header), state, config.parts)
     network = _new_network(config, settings, header)
     report = transfer(network, state, config.parts)
     return Start(

@@ -67,7 +67,8 @@ def load_encoder(tracking: TrackingConfig, model: str) -> ResidualEncoder:
     weights = {name.removeprefix(_ENCODER): part for name, part in state.items() if name.startswith(_ENCODER)}
     if not weights or card.in_channels != 1:
         raise CheckpointError(f"{model} has no encoder of one channel; give a pretrained model")
-    encoder = ResidualEncoder(network_config(card), card.in_channels)
+    with torch.device("meta"):
+        encoder = ResidualEncoder(network_config(card), card.in_channels)
     load_state(encoder, weights)
     return encoder.eval()
 

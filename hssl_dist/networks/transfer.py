@@ -54,8 +54,8 @@ def transfer(model: nn.Module, state: Mapping[str, Tensor], parts: Sequence[str]
     """Load the parameters of `parts` (first components of their names) from `state` into `model`.
 
     A part is loaded whole or not at all: CheckpointError names the first parameter that is missing on either
-    side, has another shape or values that are not finite, and the model is left as it was. A stem for one
-    input channel fits one for several: its weights are repeated and divided by their number, so equal
+    side, has another shape, is not of real numbers or not finite, and the model is left as it was. A stem for
+    one input channel fits one for several: its weights are repeated and divided by their number, so equal
     channels give the same response.
     """
     target = model.state_dict()
@@ -75,6 +75,8 @@ def transfer(model: nn.Module, state: Mapping[str, Tensor], parts: Sequence[str]
                 f"{name} has shape {tuple(found)} in the source and {tuple(expected)} in the model; "
                 "load weights of the same network config"
             )
+        if not chosen[name].is_floating_point():
+            raise CheckpointError(f"{name} of the source is of {chosen[name].dtype}, expected real numbers")
         if not chosen[name].isfinite().all():
             raise CheckpointError(
                 f"{name} of the source is not finite everywhere; choose an earlier checkpoint"

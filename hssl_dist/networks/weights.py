@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import safetensors.torch
+import torch
 from pydantic import Field, ValidationError
+from safetensors import SafetensorError
 
 from hssl_dist import files
 from hssl_dist.config.network import NetworkConfig
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 
 WEIGHTS_NAME = "model.safetensors"
 CARD_NAME = "model.json"
+_MOST_CHANNELS = 4096
+_LARGEST_LABEL = 255
 
 
 class PretrainedOn(Record):
@@ -55,8 +59,8 @@ class ModelCard(Record):
 
     kind: Literal["pretrained", "segmentation"]
     network: dict[str, Any]
-    in_channels: int
-    classes: dict[int, str] = Field(default={})
+    in_channels: Annotated[int, Field(ge=1, le=_MOST_CHANNELS)]
+    classes: dict[Annotated[int, Field(ge=1, le=_LARGEST_LABEL)], str] = Field(default={})
     tasks: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
     dataset: str | None = None
@@ -98,7 +102,7 @@ def load_model(folder: Path) -> tuple[ModelCard, dict[str, Tensor]]:
     """A model's card and weights (on the CPU).
 
     Raises CheckpointError if a file is missing, is not of this format, or the weights are not those of the
-    card.
+    card. Other files of the folder are not opened.
     """
     content = _read_card(folder / CARD_NAME)
     path = folder / WEIGHTS_NAME
@@ -111,11 +115,19 @@ def load_model(folder: Path) -> tuple[ModelCard, dict[str, Tensor]]:
             f"{path} has {found.size_bytes} bytes with SHA-256 {found.sha256[:12]}, its card says "
             f"{content.weights.size_bytes} bytes with {content.weights.sha256[:12]}; copy the folder again"
         )
-    return content.card, safetensors.torch.load(data)
+    try:
+        return content.card, safetensors.torch.load(data)
+    except (
+        SafetensorError,
+        KeyError,
+        RuntimeError,
+    ) as error:  # KeyError: a type of numbers it has no name for
+        raise CheckpointError(f"{path} is not in safetensors format: {error}; get the model anew") from None
 
 
 def build_from_card(card: ModelCard) -> ResidualUNet:
-    """The network a segmentation model's card describes, with new weights.
+    """The network a segmentation model's card describes, on the `meta` device: it has no weights, and takes
+    no memory whatever the card says, until `load_state` gives it some that fit.
 
     Raises CheckpointError for a pretrained model (it has no classes) or a network this version cannot build.
     """
@@ -123,7 +135,8 @@ def build_from_card(card: ModelCard) -> ResidualUNet:
         raise CheckpointError(
             "the model is a pretrained one and has no segmentation head; fine-tune it first"
         )
-    return build_segmentation_network(network_config(card), card.in_channels, class_count(card.classes))
+    with torch.device("meta"):
+        return build_segmentation_network(network_config(card), card.in_channels, class_count(card.classes))
 
 
 def network_config(card: ModelCard) -> NetworkConfig:
@@ -151,8 +164,12 @@ def class_count(classes: Mapping[int, str]) -> int:
 
 
 def load_state(network: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load weights that must fit exactly. Raises CheckpointError naming the first that does not."""
-    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    """Load weights that must fit exactly; a network on the `meta` device takes them as its own.
+
+    Raises CheckpointError naming the first that does not fit.
+    """
+    own = network.state_dict()
+    expected = {name: tuple(tensor.shape) for name, tensor in own.items()}
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
@@ -160,7 +177,12 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor]) -> None:
                 f"the weights do not fit the network: {name} is {found.get(name, 'missing')}, "
                 f"expected {expected.get(name, 'no such parameter')}"
             )
-    network.load_state_dict(dict(state))
+        if not state[name].is_floating_point():
+            raise CheckpointError(
+                f"the weights do not fit the network: {name} is of {state[name].dtype}, expected real numbers"
+            )
+    bare = any(tensor.is_meta for tensor in own.values())
+    network.load_state_dict({name: tensor.to(own[name].dtype) for name, tensor in state.items()}, assign=bare)
 
 
 def _read_card(path: Path) -> _CardFile:

@@ -91,7 +91,7 @@ def forest(
                 axes.hlines(row, low, high, color=style.colour, linewidth=1.8)
             axes.plot(value, row, color=style.colour, marker=style.marker, markersize=5.0, linestyle="")
         row += 1
-    axes.set_yticks([place for place, _, _ in ticks], [plain(name) for _, name, _ in ticks])
+    axes.set_yticks([place for place, _, _ in ticks], [plain(name, 40) for _, name, _ in ticks])
     for (_, _, weight), label in zip(ticks, axes.get_yticklabels(), strict=True):
         label.set_parse_math(False)
         label.set_fontweight(weight)

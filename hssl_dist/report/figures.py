@@ -18,6 +18,8 @@ from matplotlib import font_manager
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 
+from hssl_dist.report.page import visible
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -135,7 +137,7 @@ def inline_svg(figure: Figure, alt: str) -> Markup:
     text = text.replace("'DejaVu Sans'", "var(--font)")
     unique = f"f{hashlib.sha256(text.encode()).hexdigest()[:8]}-"
     text = _ID.sub(rf"\g<1>{unique}\g<2>", text)
-    opening = Markup('<svg viewBox="{}" role="img" aria-label="{}">').format(_view_box(text), alt)
+    opening = Markup('<svg viewBox="{}" role="img" aria-label="{}">').format(_view_box(text), visible(alt))
     return opening + Markup(_SIZE.sub("", text, count=1).strip())  # matplotlib escaped the rest
 
 
@@ -146,10 +148,13 @@ def _view_box(svg: str) -> str:
     return match[1]
 
 
-def plain(text: str) -> str:
-    """`text` with every character the figures' font lacks replaced, so that any case id can be drawn."""
+def plain(text: str, longest: int = 60) -> str:
+    """`text` as it can be drawn, whatever it is: what the figures' font lacks or nobody sees is replaced, and
+    what would leave no room for the figure is cut off.
+    """
     known = _characters()
-    return "".join(character if ord(character) in known else "□" for character in text)
+    seen = "".join(character if ord(character) in known else "□" for character in visible(text))
+    return seen if len(seen) <= longest else f"{seen[: longest - 1]}…"
 
 
 @cache

@@ -1,8 +1,13 @@
-"""Self-contained HTML pages from the templates; everything put into one is escaped unless it is markup."""
+"""Self-contained HTML pages from the templates; everything put into one is escaped unless it is markup.
+
+Names of cases, classes and files come from whoever made the data. Should one slip through nevertheless, the
+pages' Content-Security-Policy lets no script run and nothing be fetched.
+"""
 
 from __future__ import annotations
 
 import base64
+import unicodedata
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -11,6 +16,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hssl_dist import __version__
 
+_UNSEEN = frozenset("\N{ARABIC LETTER MARK}\N{LEFT-TO-RIGHT MARK}\N{RIGHT-TO-LEFT MARK}")
+"""With the bidirectional embeddings and isolates, what turns the order of the text around it."""
+_REORDERING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+
 
 @cache
 def _environment() -> Environment:
@@ -18,11 +27,33 @@ def _environment() -> Environment:
         loader=PackageLoader("hssl_dist.report", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_finalize,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "percent": percent, "score": score}
     return environment
+
+
+def visible(text: str) -> str:
+    """`text` with a replacement character for each that is not seen but changes what is: controls (line
+    breaks and tabs aside), and marks that reverse the order of letters.
+    """
+    return text if text.isprintable() else "".join(map(_visible, text))
+
+
+def _visible(character: str) -> str:
+    hidden = (
+        (unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") and character not in "\n\t")
+        or unicodedata.bidirectional(character) in _REORDERING
+        or character in _UNSEEN
+    )
+    return "\N{REPLACEMENT CHARACTER}" if hidden else character
+
+
+def _finalize(value: Any) -> Any:
+    """What is put into a page: plain text without hidden characters."""
+    return visible(value) if type(value) is str else value
 
 
 def render(template: str, **values: Any) -> str:

@@ -85,5 +85,4 @@ def _draw(
 
 def _short(name: str, count: int) -> str:
     longest = 14 if count > 2 else 24
-    text = plain(name)
-    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+    return plain(name, longest)

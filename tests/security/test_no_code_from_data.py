@@ -1,0 +1,514 @@
+"""Nothing that is read is run: no pickle, no `eval`, no shell in the source; and payloads that leave no mark.
+
+Every payload would write a marker file if it were unpickled, imported, evaluated or handed to a shell.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import io
+import json
+import pickle
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import hssl_dist
+from hssl_dist import predict as predict_verb
+from hssl_dist.config.loading import read_yaml
+from hssl_dist.config.network import NetworkConfig
+from hssl_dist.config.parts import TrackingConfig
+from hssl_dist.errors import CheckpointError, ConfigError, HsslError, StoreError
+from hssl_dist.imaging import load_case
+from hssl_dist.interchange import monai_bundle
+from hssl_dist.interchange.portable import portable
+from hssl_dist.interchange.preparation import Preparation
+from hssl_dist.jobs.segmenter import load_segmenter
+from hssl_dist.networks.weights import load_model
+from hssl_dist.records import Case, Lineage, Region
+from hssl_dist.store import open_reader, read_manifest, write_manifest
+from hssl_dist.store.objects import describe
+from hssl_dist.tracking import fetch_model, start_run
+from hssl_dist.tracking.client import connect
+from hssl_dist.training.checkpoint import Checkpoint, CheckpointStore
+from tests.models import segmentation_model
+from tests.tiny_model import save_tiny_model, write_scan
+from tests.tiny_store import CLASSES, NETWORK, write_blobs
+
+LINEAGE = Lineage(config_hash="c" * 64, code_version="0.1.0")
+CPU = torch.device("cpu")
+PACKAGE = Path(hssl_dist.__file__).parent
+
+
+# ------------------------------------------------------------------------------------------------ the payload
+
+
+@dataclass(frozen=True)
+class Payload:
+    """Forms of a command that makes `marker`."""
+
+    marker: Path
+
+    @property
+    def command(self) -> str:
+        return f"touch {self.marker}"
+
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        import os
+
+        return os.system, (self.command,)
+
+    @property
+    def pickled(self) -> bytes:
+        return pickle.dumps(self)
+
+    @property
+    def torch_zip(self) -> bytes:
+        """As `torch.save` of today wraps pickles."""
+        stream = io.BytesIO()
+        torch.save({"weights": self}, stream)
+        return stream.getvalue()
+
+    @property
+    def numpy_file(self) -> bytes:
+        stream = io.BytesIO()
+        np.save(stream, np.array([self], object), allow_pickle=True)
+        return stream.getvalue()
+
+    @property
+    def python(self) -> str:
+        return f"__import__('os').system({self.command!r})"
+
+
+@pytest.fixture
+def payload(tmp_path: Path) -> Iterator[Payload]:
+    """A payload that must not have been run when the test ends."""
+    made = Payload(tmp_path / "marker")
+    yield made
+    assert not made.marker.exists()
+
+
+def test_the_payload_is_live(tmp_path: Path) -> None:
+    """Otherwise the tests below would prove nothing."""
+    live = Payload(tmp_path / "marker")
+    runs: list[Callable[[], object]] = [
+        lambda: pickle.loads(live.pickled),
+        lambda: torch.load(io.BytesIO(live.torch_zip), weights_only=False),
+        lambda: np.load(io.BytesIO(live.numpy_file), allow_pickle=True),
+        lambda: eval(live.python),
+    ]
+    for run in runs:
+        run()
+        assert live.marker.exists()
+        live.marker.unlink()
+
+
+# ----------------------------------------------------------------------------------------------- the source
+
+UNPICKLERS = (
+    "pickle",
+    "cPickle",
+    "_pickle",
+    "cloudpickle",
+    "dill",
+    "joblib",
+    "marshal",
+    "shelve",
+    "jsonpickle",
+)
+RUNS_TEXT = ("eval", "exec", "compile", "__import__")
+SHELLS = ("os.system", "os.popen", "pty.spawn", "subprocess.getoutput", "subprocess.getstatusoutput")
+LOADS_CODE = (
+    *("torch.hub.load", "torch.jit.load", "torch.package.PackageImporter", "runpy.run_path"),
+    *("mlflow.pyfunc.load_model", "mlflow.pytorch.load_model", "mlflow.sklearn.load_model"),
+    *("yaml.load", "yaml.load_all", "yaml.full_load", "yaml.unsafe_load", "pandas.read_pickle"),
+    *(
+        "dist.all_gather_object",
+        "dist.gather_object",
+        "dist.broadcast_object_list",
+        "dist.scatter_object_list",
+    ),
+)
+
+
+RANKS_TRUST_EACH_OTHER = "collectives.py"
+"""The ranks of one job, which run the same code, send one another pickled objects; no file is read so."""
+
+
+def offences(source: str) -> list[str]:
+    """What a module does that could run what it reads."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = (
+                [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+            )
+            found += [f"imports {name}" for name in names if name.split(".")[0] in UNPICKLERS]
+        elif isinstance(node, ast.Call):
+            found += _offences_of_call(node)
+    return found
+
+
+def _offences_of_call(call: ast.Call) -> list[str]:
+    name = ast.unparse(call.func)
+    keys = {key.arg: ast.unparse(key.value) for key in call.keywords}
+    if name in RUNS_TEXT or name in SHELLS or any(name.endswith(end) for end in LOADS_CODE):
+        return [f"calls {name}"]
+    if name == "torch.load" and keys.get("weights_only") != "True":
+        return ["calls torch.load without weights_only=True"]
+    if keys.get("allow_pickle", "False") != "False":
+        return [f"calls {name} with allow_pickle"]
+    return [f"calls {name} with a shell"] if keys.get("shell", "False") != "False" else []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "from cloudpickle import loads",
+        "import joblib.numpy_pickle",
+        "eval(text)",
+        "exec(text)",
+        "torch.load(path)",
+        "torch.load(path, weights_only=False)",
+        "torch.load(path, weights_only=trusted)",
+        "np.load(path, allow_pickle=True)",
+        "numpy.lib.format.read_array(stream, allow_pickle=yes)",
+        "yaml.load(text, Loader=yaml.Loader)",
+        "subprocess.run(words, shell=True)",
+        "os.system(words)",
+        "mlflow.pyfunc.load_model(uri)",
+        "torch.distributed.dist.all_gather_object(out, value)",
+    ],
+)
+def test_what_could_run_data_is_noticed(source: str) -> None:
+    assert len(offences(source)) == 1
+
+
+def test_what_cannot_is_not() -> None:
+    fine = (
+        "torch.load(p, weights_only=True); np.load(p); yaml.safe_load(t); subprocess.run(w); network.eval()"
+    )
+    assert offences(fine) == []
+
+
+@pytest.mark.parametrize(
+    "path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE))
+)
+def test_no_module_could_run_what_it_reads(path: Path) -> None:
+    found = offences(path.read_text())
+    if path.name == RANKS_TRUST_EACH_OTHER:
+        found = [offence for offence in found if not offence.startswith("calls dist.")]
+    assert found == []
+
+
+# ----------------------------------------------------------------------------------------------------- models
+
+
+def reseal(folder: Path, weights: bytes | None = None, **card: Any) -> None:
+    """Other weights or another card, whose size and hash match: who makes a model makes its hashes too."""
+    content = json.loads((folder / "model.json").read_text())
+    content["card"] |= card
+    if weights is not None:
+        (folder / "model.safetensors").write_bytes(weights)
+        content["weights"] = {"size_bytes": len(weights), "sha256": hashlib.sha256(weights).hexdigest()}
+    (folder / "model.json").write_text(json.dumps(content))
+
+
+def safetensors_of(header: dict[str, Any], data: bytes = b"") -> bytes:
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def add_code(folder: Path, payload: Payload) -> None:
+    """All that a loader of other packages would run, beside the model."""
+    for name in ("model.pkl", "pytorch_model.bin", "data.pickle", "model.joblib", "optimizer.pkl"):
+        (folder / name).write_bytes(payload.pickled)
+    for name in ("model.pt", "model.pth", "checkpoint.ckpt", ".metadata"):
+        (folder / name).write_bytes(payload.torch_zip)
+    (folder / "weights.npy").write_bytes(payload.numpy_file)
+    with zipfile.ZipFile(folder / "weights.npz", "w") as archive:
+        archive.writestr("weights.npy", payload.numpy_file)
+    for name in ("__init__.py", "conftest.py", "sitecustomize.py", "model.py", "hssl_dist.py"):
+        (folder / name).write_text(payload.python)
+    (folder / "MLmodel").write_text(
+        "flavors:\n  python_function:\n    loader_module: model\n    python_model: model.pkl\n    code: .\n"
+        f"  pytorch:\n    model_data: data\n    note: !!python/object/apply:os.system ['{payload.command}']\n"
+    )
+    (folder / "data").mkdir()
+    (folder / "data/pickle_module_info.txt").write_text("pickle")
+    (folder / "data/model.pth").write_bytes(payload.torch_zip)
+
+
+def test_code_beside_a_model_is_not_run_and_does_not_disturb(
+    tmp_path: Path, payload: Payload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(save_tiny_model(tmp_path / "model"))
+    add_code(folder, payload)
+    monkeypatch.chdir(folder)
+    write_scan(tmp_path / "scans/a.nii.gz")
+    words = {"model": folder, "input": tmp_path / "scans", "output": tmp_path / "out", "threads": 1}
+    flags = [word for key, value in words.items() for word in (f"--{key}", str(value))]
+    assert predict_verb.main(flags) == 0
+    assert (tmp_path / "out/a.nii.gz").is_file()
+
+
+WEIGHTS: dict[str, tuple[Callable[[Payload], bytes], str]] = {
+    "a pickle": (lambda payload: payload.pickled, "is not in safetensors format"),
+    "a torch file": (lambda payload: payload.torch_zip, "is not in safetensors format"),
+    "a numpy file": (lambda payload: payload.numpy_file, "is not in safetensors format"),
+    "nothing": (lambda payload: b"", "is not in safetensors format"),
+    "a header of 2^63 bytes": (
+        lambda payload: (1 << 63).to_bytes(8, "little"),
+        "is not in safetensors format",
+    ),
+    "a tensor of an exabyte": (
+        lambda payload: safetensors_of(
+            {"a": {"dtype": "F32", "shape": [1 << 30, 1 << 28], "data_offsets": [0, 1 << 60]}}
+        ),
+        "is not in safetensors format",
+    ),
+    "a shape that overflows": (
+        lambda payload: safetensors_of(
+            {"a": {"dtype": "F32", "shape": [1 << 62, 1 << 62], "data_offsets": [0, 0]}}
+        ),
+        "is not in safetensors format",
+    ),
+    "numbers outside the file": (
+        lambda payload: safetensors_of({"a": {"dtype": "U8", "shape": [9], "data_offsets": [90, 99]}}, b"0"),
+        "is not in safetensors format",
+    ),
+    "overlapping tensors": (
+        lambda payload: safetensors_of(
+            {name: {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]} for name in "ab"}, b"0000"
+        ),
+        "is not in safetensors format",
+    ),
+    "objects": (
+        lambda payload: safetensors_of(
+            {"a": {"dtype": "OBJECT", "shape": [1], "data_offsets": [0, 8]}}, bytes(8)
+        ),
+        "is not in safetensors format",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_weights_that_are_no_safetensors_are_refused(tmp_path: Path, payload: Payload, name: str) -> None:
+    folder = Path(save_tiny_model(tmp_path / "model"))
+    make, reason = WEIGHTS[name]
+    reseal(folder, make(payload))
+    with pytest.raises(CheckpointError, match=reason) as caught:
+        load_model(folder)
+    assert "\n" not in str(caught.value)
+
+
+def with_tensor(folder: Path, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    import safetensors.torch
+
+    state = safetensors.torch.load((folder / "model.safetensors").read_bytes())
+    state["heads.0.bias"] = change(state["heads.0.bias"])
+    reseal(folder, safetensors.torch.save(state))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64], ids=str)
+def test_weights_that_are_no_real_numbers_are_refused(tmp_path: Path, dtype: torch.dtype) -> None:
+    folder = Path(save_tiny_model(tmp_path / "model"))
+    with_tensor(folder, lambda tensor: tensor.abs().to(dtype))
+    with pytest.raises(CheckpointError, match=rf"heads\.0\.bias is of {dtype}, expected real numbers"):
+        load_segmenter(TrackingConfig(), str(folder), CPU)
+
+
+def test_narrower_numbers_become_those_of_the_network(tmp_path: Path) -> None:
+    folder = Path(save_tiny_model(tmp_path / "model"))
+    with_tensor(folder, lambda tensor: tensor.to(torch.float8_e4m3fn))
+    network = load_segmenter(TrackingConfig(), str(folder), CPU).network
+    assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
+
+
+HUGE = (65536, 65536)
+NET = NETWORK.model_dump(mode="json")
+CARDS: dict[str, tuple[dict[str, Any], str]] = {
+    "a network of 10 TB": ({"network": NET | {"widths": HUGE}}, "the weights do not fit the network"),
+    "endless blocks": ({"network": NET | {"encoder_blocks": [1, 10**15]}}, "encoder_blocks"),
+    "endless stages": (
+        {
+            "network": {
+                "widths": [1] * 999,
+                "strides": [[1, 1, 1]] * 999,
+                "kernels": [[1, 1, 1]] * 999,
+                "encoder_blocks": [1] * 999,
+                "decoder_blocks": [1] * 998,
+            }
+        },
+        "more than 16 stages",
+    ),
+    "a kernel of a mile": ({"network": NET | {"kernels": [[1, 3, 3], [10**9 + 1] * 3]}}, "kernels"),
+    "channels without end": ({"in_channels": 10**12}, "in_channels"),
+    "a class of 10^12": ({"classes": {10**12: "a"}}, "classes"),
+    "a class below zero": ({"classes": {-5: "a"}}, "classes"),
+    "a loader of its own": ({"loader_module": "os"}, "loader_module"),
+    "infinite scores": ({"metrics": {"dice": 1e999}}, "metrics"),
+}
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_cards_that_promise_too_much_are_refused_before_memory_is_asked_for(
+    tmp_path: Path, name: str
+) -> None:
+    folder = Path(save_tiny_model(tmp_path / "model"))
+    changes, reason = CARDS[name]
+    reseal(folder, **changes)
+    with pytest.raises(CheckpointError, match=reason) as caught:
+        load_segmenter(TrackingConfig(), str(folder), CPU)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_huge_network_is_not_exported_either() -> None:
+    card, state = segmentation_model()
+    huge = card.model_copy(
+        update={"network": NetworkConfig(**(card.network | {"widths": HUGE})).model_dump()}
+    )
+    with pytest.raises(CheckpointError, match="has shape"):
+        portable(huge, state)
+
+
+def test_a_card_of_nested_brackets_is_refused(tmp_path: Path) -> None:
+    folder = Path(save_tiny_model(tmp_path / "model"))
+    (folder / "model.json").write_text("[" * 10**6)
+    with pytest.raises(CheckpointError, match="is not a model card of this version"):
+        load_model(folder)
+
+
+def test_an_mlflow_model_with_code_is_fetched_as_files_and_nothing_of_it_runs(
+    tmp_path: Path, payload: Payload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What anybody who may write to the registry can put there, past `register_model`."""
+    folder = Path(save_tiny_model(tmp_path / "model"))
+    add_code(folder, payload)
+    tracking = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db")
+    client = connect(tracking)
+    with start_run(tracking, "foreign", {}, {}, LINEAGE) as run:
+        experiment = client.get_run(run.id).info.experiment_id
+        model = client.create_logged_model(experiment, name="foreign", source_run_id=run.id)
+        client.log_model_artifacts(model.model_id, str(folder))
+        client.finalize_logged_model(model.model_id, "READY")
+        client.create_registered_model("foreign")
+        client.create_model_version("foreign", source=model.artifact_location, run_id=run.id)
+    for uri in ("models:/foreign/1", f"runs:/{run.id}"):
+        fetched = fetch_model(tracking, uri)
+        monkeypatch.chdir(fetched.folder)
+        assert load_model(fetched.folder)[0].kind == "segmentation"
+        assert load_segmenter(tracking, uri, CPU).classes == CLASSES
+    monkeypatch.chdir(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------ checkpoints
+
+
+def test_a_hostile_checkpoint_is_refused_and_runs_nothing(tmp_path: Path, payload: Payload) -> None:
+    store = CheckpointStore(str(tmp_path / "run"))
+    tensors = {"a": torch.zeros(2)}
+    place = Path(store.save(Checkpoint(step=1, model=tensors, optimizer=tensors, state={"step": 1})))
+    add_code(place, payload)
+    assert torch.equal(store.load(1).model["a"], tensors["a"])
+    for path in sorted(place.glob("*.safetensors")):
+        whole, commit = path.read_bytes(), (place / "commit.json").read_text()
+        for data in (payload.pickled, payload.torch_zip):
+            path.write_bytes(data)
+            sealed = json.loads(commit)
+            sealed["files"][path.name] |= {
+                "size_bytes": len(data),
+                "sha256": hashlib.sha256(data).hexdigest(),
+            }
+            (place / "commit.json").write_text(json.dumps(sealed))
+            with pytest.raises(CheckpointError, match="not in safetensors format"):
+                store.load(1)
+        path.write_bytes(whole)
+        (place / "commit.json").write_text(commit)
+    assert store.load(1).step == 1
+
+
+# ----------------------------------------------------------------------------------------------------- stores
+
+CODECS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "a pickling codec": lambda document: document | {"codecs": [{"name": "numcodecs.pickle"}]},
+    "an unknown codec": lambda document: document | {"codecs": [{"name": "os.system", "configuration": {}}]},
+    "objects": lambda document: document | {"data_type": "object"},
+    "a storage transformer": lambda document: document | {"storage_transformers": [{"name": "os.system"}]},
+}
+
+
+@pytest.mark.parametrize("kind", ["tensorstore", "zarr"])
+@pytest.mark.parametrize("name", CODECS)
+def test_stores_that_name_code_are_refused(tmp_path: Path, payload: Payload, kind: Any, name: str) -> None:
+    root = str(tmp_path / "store")
+    manifest = write_blobs(root)
+    record = manifest.cases[0]
+    folder = tmp_path / "store/blobs"
+    path = f"{record.image_path}/0/zarr.json"
+    hostile = json.dumps(CODECS[name](json.loads((folder / path).read_text()))).encode()
+    (folder / path).write_bytes(hostile)
+    for shard in (folder / record.image_path / "0/c").rglob("*"):
+        if shard.is_file():
+            shard.write_bytes(payload.pickled)
+    objects = [describe(item.path, (folder / item.path).read_bytes()) for item in record.objects]
+    sealed = record.model_copy(update={"objects": tuple(objects)})
+    write_manifest(root, manifest.header, [sealed, *manifest.cases[1:]])
+    again = read_manifest(root, "blobs").cases[0]
+    region = Region("blobs", again.id, 0, (0, 0, 0), again.shape)
+    with pytest.raises(StoreError) as caught:
+        open_reader(root, kind).region(again, region)
+    assert "\n" not in str(caught.value)
+
+
+# ------------------------------------------------------------------------------------------------ other files
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz", ".nrrd", ".mha"])
+def test_arrays_of_objects_are_no_images(tmp_path: Path, payload: Payload, ending: str) -> None:
+    for number, data in enumerate((payload.numpy_file, payload.pickled, payload.torch_zip)):
+        path = tmp_path / f"{number}{ending}"
+        path.write_bytes(data)
+        with pytest.raises(HsslError):
+            load_case(Case("d", "c", "p", (str(path),), None, ("mr",)), {}, 1 << 20)
+
+
+def test_a_config_is_data(tmp_path: Path, payload: Payload) -> None:
+    path = tmp_path / "job.yaml"
+    for text in (
+        f"name: !!python/object/apply:os.system ['{payload.command}']",
+        f"!!python/object/new:os.system ['{payload.command}']",
+        "name: !!python/name:os.system",
+    ):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match="is not valid YAML"):
+            read_yaml(path)
+
+
+def test_names_of_an_exported_bundle_are_no_expressions(tmp_path: Path, payload: Payload) -> None:
+    """MONAI evaluates every text of a bundle's configs that starts with `$`, and imports `_target_`s."""
+    from monai.bundle import ConfigParser
+
+    names = (f"${payload.python}", "@network_def", "%configs/inference.json", "_target_")
+    card, state = segmentation_model(classes=dict(enumerate(names, start=1)), modalities=(names[0],))
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    made = portable(card, state)
+    preparation = Preparation(recipe=None, modalities=(names[0],), patch_size=None)
+    monai_bundle.write_monai(made, preparation, f"${payload.python}", folder)
+    assert monai_bundle.verify_monai(made, folder).verified
+    parser = ConfigParser()
+    parser.read_config(folder / monai_bundle.INFERENCE)
+    parser.read_meta(folder / monai_bundle.METADATA)
+    parser.get_parsed_content("network_def")
+    parser.get_parsed_content("_meta_")
+    shutil.rmtree(folder)
