@@ -4,6 +4,7 @@
   checkpoints/      see `training.checkpoint`
   model/            the final network: model.safetensors, model.json
   done.json         what a finished run registered, and under which trajectory
+  tracking/         what MLflow has not been told yet, see `tracking.spool`
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from hssl_dist import collectives, files
 from hssl_dist.errors import StoreError
 from hssl_dist.sampling.split_files import named_datasets
 from hssl_dist.store import list_datasets, open_reader, read_manifests
-from hssl_dist.tracking import attach_run
 from hssl_dist.training.checkpoint import CheckpointStore
 from hssl_dist.training.export import save_pretrained
 from hssl_dist.training.loop import run_pretraining
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
     from hssl_dist.config.pretrain import PretrainConfig
     from hssl_dist.records import Lineage, Manifest
-    from hssl_dist.tracking import Run
 
 
 def run_url(config: PretrainConfig) -> str:
@@ -51,10 +50,10 @@ def checkpoint_store(config: PretrainConfig) -> CheckpointStore:
 
 @dataclass(frozen=True)
 class RankCallbacks:
-    """The training loop's callbacks: metrics to MLflow, lines and progress to a person."""
+    """The training loop's callbacks: metrics to whoever tracks the run, lines and progress to a person."""
 
     total_steps: int
-    run: Run
+    log: Callable[[int, Mapping[str, float]], None]
     say: Callable[[str], None]
     warn: Callable[[str], None]
     advance: Callable[[int], None]
@@ -65,8 +64,8 @@ class RankCallbacks:
         self.advance(1)
 
     def on_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Log to MLflow, and one line."""
-        self.run.log_metrics(step, metrics)
+        """Log them, and one line."""
+        self.log(step, metrics)
         self.say(f"step {step} of {self.total_steps}: {describe(metrics)}")
 
     def on_warning(self, step: int, text: str) -> None:  # noqa: ARG002
@@ -98,9 +97,9 @@ def describe(metrics: Mapping[str, float]) -> str:
 def train_rank(
     config: PretrainConfig,
     lineage: Lineage,
-    run_id: str,
     device: torch.device,
     *,
+    log: Callable[[int, Mapping[str, float]], None],
     say: Callable[[str], None],
     warn: Callable[[str], None],
     advance: Callable[[int], None],
@@ -108,13 +107,13 @@ def train_rank(
 ) -> None:
     """Train on this rank to the end; rank 0 then writes the model folder.
 
+    Metrics go to `log`, not to MLflow: a run is logged to by one process, the one that leads it.
     Raises Interrupted once a stop is asked for and a checkpoint is saved, and the errors of the loop.
     """
     torch.set_num_threads(config.threads_per_worker)
-    run = attach_run(config.tracking, run_id, warn=say)
     callbacks = RankCallbacks(
         total_steps=config.encoder.steps + config.decoder.steps,
-        run=run,
+        log=log,
         say=say,
         warn=warn,
         advance=advance,
@@ -123,18 +122,14 @@ def train_rank(
     checkpoints = checkpoint_store(config)
     if collectives.rank() == 0 and (step := checkpoints.latest()) is not None:
         say(f"going on from the checkpoint of step {step}")
-    try:
-        result = run_pretraining(
-            config,
-            read_same_manifests(config, lineage),
-            open_reader(config.store.url, cache=config.cache, warn=warn),
-            checkpoints,
-            callbacks,
-            device,
-        )
-    finally:
-        if collectives.rank() == 0:
-            run.flush()
+    result = run_pretraining(
+        config,
+        read_same_manifests(config, lineage),
+        open_reader(config.store.url, cache=config.cache, warn=warn),
+        checkpoints,
+        callbacks,
+        device,
+    )
     if collectives.rank() == 0:
         save_pretrained(model_url(config), result, config, lineage)
     collectives.barrier(config.collective_timeout_s)
