@@ -41,7 +41,7 @@ _REFUSALS = {
     "RESOURCE_DOES_NOT_EXIST",
 }
 _DENIALS = {"CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED", "UNAUTHENTICATED"}
-_MISTAKES = (AttributeError, ImportError, KeyError, TypeError)
+_FINAL = (HsslError, AttributeError, ImportError, KeyError, TypeError)
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
@@ -150,7 +150,7 @@ def is_outage(error: Exception) -> bool:
     if isinstance(error, UnknownRunError):
         return True
     code = getattr(error, "error_code", None)
-    return not (isinstance(error, HsslError | _MISTAKES) if code is None else code in _REFUSALS)
+    return not (isinstance(error, _FINAL) if code is None else code in _REFUSALS)
 
 
 def is_denied(error: Exception) -> bool:

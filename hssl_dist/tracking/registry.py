@@ -183,10 +183,11 @@ def _fetch_from_run(config: TrackingConfig, uri: str) -> FetchedModel:
     client = connect(config)
     with refusals(config, f"fetching {uri!r}"):
         run = known_run(client, config, run_id)
-        model = _newest_model(client, run.info.experiment_id, run_id)
+        model = _newest_model(client, run.info.experiment_id, str(run.info.run_id))
         if model is None:
             raise MissingError(f"run {run_id} has registered no model; let it finish first")
-        return _downloaded(config, model.artifact_location, f"runs:/{run_id}", run_id=run_id)
+        known = str(run.info.run_id)
+        return _downloaded(config, model.artifact_location, f"runs:/{known}", run_id=known)
 
 
 def _fetch_folder(url: str) -> FetchedModel:

@@ -110,7 +110,7 @@ class Sender:
                 return
             self._hurry = True
             self._changed.notify_all()
-            while self._hurry and not self._stuck(patience_s):
+            while self._hurry and self._thread.is_alive() and not self._stuck(patience_s):
                 self._changed.wait(_POLL_S)
 
     def close(self) -> None:
