@@ -33,7 +33,7 @@ from hssl_dist.report.figures import png
 from hssl_dist.tracking import start_run
 from hssl_dist.training.health import health_warnings
 from hssl_dist.training.loop import History, newest
-from hssl_dist.training.trajectory import trajectory, trajectory_hash
+from hssl_dist.training.trajectory import check_same, trajectory, trajectory_hash
 
 if TYPE_CHECKING:
     import torch
@@ -85,8 +85,7 @@ def _lead(
         status: Literal["done", "failed", "interrupted"] = "failed"
         try:
             tracked.log_json("config.json", config.model_dump(mode="json", exclude=_WITHOUT_SECRETS))
-            if checkpoint_store(config).latest() is not None:
-                tracked.log_history(_progress(config)[1])  # what a killed process may not have sent
+            tracked.log_history(_saved_history(config, manifests))  # what a killed process had not sent
             own = made_from.model_copy(update={"parent_run": tracked.id})
             train(config, own, tracked.log_metrics, console, stop_requested)
             outcome = _conclude(config, manifests, own, tracked)
@@ -203,6 +202,17 @@ def _progress(config: PretrainConfig) -> tuple[int, History]:
     if step is None:
         raise CheckpointError(f"there is no checkpoint at {store.url}, though the run has ended")
     return step, [(at, metrics) for at, metrics in store.load_state(step)["history"]]
+
+
+def _saved_history(config: PretrainConfig, manifests: Mapping[str, Manifest]) -> History:
+    """Metrics of the steps before the newest checkpoint. Raises ConfigError if that is of another run."""
+    store = checkpoint_store(config)
+    latest = store.latest()
+    if latest is None:
+        return []
+    state = store.load_state(latest)
+    check_same(config.name, state["trajectory"], trajectory(config, manifests))
+    return [(step, metrics) for step, metrics in state["history"]]
 
 
 def _lineage(config: PretrainConfig, manifests: Mapping[str, Manifest]) -> Lineage:

@@ -129,5 +129,9 @@ def merged(operations: Iterable[Metrics]) -> Metrics:
 
 
 def publication_of(run_uuid: str, name: str, sha256s: Mapping[str, str]) -> str:
-    """The same for the same files of the same run under the same name."""
-    return content_hash({"run": run_uuid, "name": name, "files": dict(sha256s)})[:32]
+    """The same for the same weights of the same run under the same name.
+
+    The card does not count: it names the run, by a local id or by MLflow's.
+    """
+    weights = {file: sha256 for file, sha256 in sha256s.items() if file.endswith(".safetensors")}
+    return content_hash({"run": run_uuid, "name": name, "weights": weights})[:32]

@@ -126,12 +126,11 @@ def test_what_is_for_another_server_is_not_sent_to_this_one(tmp_path: Path) -> N
     assert len(moved.read(1, any_server=True)) == 3
 
 
-def test_a_publication_is_of_its_run_name_and_files() -> None:
-    one = publication_of("u", "n", {"a": "1", "b": "2"})
-    assert one == publication_of("u", "n", {"b": "2", "a": "1"})
-    assert (
-        len({one, publication_of("v", "n", {"a": "1", "b": "2"}), publication_of("u", "n", {"a": "1"})}) == 3
-    )
+def test_a_publication_is_of_its_run_name_and_weights() -> None:
+    one = publication_of("u", "n", {"m.safetensors": "1", "model.json": "2"})
+    assert one == publication_of("u", "n", {"model.json": "3", "m.safetensors": "1"})
+    others = [("v", "n", "1"), ("u", "m", "1"), ("u", "n", "2")]
+    assert len({one, *(publication_of(run, name, {"m.safetensors": sha}) for run, name, sha in others)}) == 4
 
 
 # ------------------------------------------------------------------------------------------------- ownership
