@@ -28,8 +28,9 @@ from hssl_dist.tracking.history import metric_history
 from tests.mlflow_server import MlflowServer, hung_server
 from tests.tiny_pretraining import config, write_store
 
+pytestmark = pytest.mark.timeout(600)  # each start of the server takes a while
 LINEAGE = Lineage(config_hash="c" * 64, code_version="0.1.0")
-STEP_S = 0.25
+STEP_S = 1.0
 """What a step may be held up by, far below any timeout."""
 WEIGHTS = b"weights" * 100
 
