@@ -28,6 +28,7 @@ VERBS = {
     "predict": "write label maps of images with a fine-tuned network",
     "export": "take a model to nnU-Net, MONAI or plain safetensors",
     "promote": "move an alias of the model registry",
+    "sync": "send what runs have kept while the tracking server was down",
     "study": "compare ways of pretraining with training from scratch, with few labels",
     "demo": "run the whole pipe on phantoms and write a report",
 }

@@ -37,6 +37,7 @@ __all__ = [
     "Backoff",
     "archive_root",
     "check_endpoint",
+    "create",
     "exists",
     "filesystem",
     "ignored",
@@ -222,6 +223,34 @@ def write(url: str, data: bytes, *, durable: bool = False) -> None:
     except FileNotFoundError:
         bucket = path.partition("/")[0]
         raise MissingError(f"{shown(url)}: there is no bucket {bucket!r}; make it first") from None
+
+
+def create(url: str, data: bytes) -> bool:
+    """Put a file, whole, unless there is one of that name; whether it was put. One of many that try succeeds.
+
+    A put that was retried after its answer was lost may find its own file: compare what is there.
+    """
+    if is_local(url):
+        target = Path(url)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        aside.write_bytes(data)
+        try:
+            target.hardlink_to(aside)
+        except FileExistsError:
+            return False
+        finally:
+            aside.unlink()
+        return True
+    try:
+        with explained(url):
+            fs, path = filesystem(url)
+            fs.pipe_file(path, data, mode="create")
+    except OSError:
+        if exists(url):
+            return False
+        raise
+    return True
 
 
 def remove(url: str) -> None:

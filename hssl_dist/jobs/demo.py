@@ -23,6 +23,7 @@ from hssl_dist.imaging import write_nifti
 from hssl_dist.jobs import cluster, evaluate, finetune, preprocess, pretrain
 from hssl_dist.jobs.demo_pictures import draw_cases
 from hssl_dist.jobs.demo_plan import DATASET, PATIENTS, SPLIT, Plan
+from hssl_dist.jobs.finished import needed
 from hssl_dist.jobs.lineage import code_version
 from hssl_dist.jobs.preprocess_report import report_url
 from hssl_dist.records import Manifest, Outcome, content_hash
@@ -101,6 +102,7 @@ def _pretrain(
         raise Interrupted("pretraining has saved a checkpoint; run the demo again to go on")
     summary = outcome.summary
     again = " (done before)" if summary["already_done"] else ""
+    needed(summary, settings.name)
     result = f"{summary['steps']} steps on {plan.workers} workers, {summary['model']}{again}"
     diary.done("pretrain", result, outcome.warnings)
     return summary
@@ -113,6 +115,7 @@ def _arm(plan: Plan, name: str, start: str, diary: _Diary, console: Console) -> 
     made_from = content_hash([tuning.hash(), read_manifest(plan.store.url, DATASET).sha256])
     outcome = finetune.run(plan.finetune(f"demo-{short}-{made_from[:8]}", start), console)
     tuned = outcome.summary
+    needed(tuned, name)
     result = f"{len(tuned['patients'])} labelled patients, {tuned['model']}"
     diary.done(f"fine-tune {name}", result, outcome.warnings)
     settings = plan.evaluate(short, tuned["model"])

@@ -21,7 +21,6 @@ import torch
 
 from hssl_dist import files
 from hssl_dist.config.evaluate import EvaluateConfig, SurfaceDiceConfig
-from hssl_dist.config.parts import TrackingConfig
 from hssl_dist.console import Console
 from hssl_dist.errors import ConfigError
 from hssl_dist.jobs.evaluate_folders import FolderInputs
@@ -50,7 +49,7 @@ def run(config: EvaluateConfig, console: Console) -> Outcome:
     for name, text in (("scores.csv", table), ("scores.json", to_text(scores)), ("report.html", page)):
         files.write(files.join(config.output, name), text.encode())
     if isinstance(inputs, StoredInputs) and inputs.run_id is not None:
-        _log(config.tracking, inputs, inputs.run_id, results, (scores, table, page), console)
+        _log(config, inputs, inputs.run_id, results, (scores, table, page), console)
     return _outcome(results, scores, unseen, round(time.monotonic() - start_s, 1))
 
 
@@ -114,15 +113,15 @@ def _coarse(tolerance_mm: float, finest_mm: Mapping[str, float]) -> tuple[str, .
 
 
 def _log(
-    tracking: TrackingConfig,
+    config: EvaluateConfig,
     inputs: StoredInputs,
     run_id: str,
     results: Results,
     texts: tuple[dict[str, Any], str, str],
     console: Console,
 ) -> None:
-    """To the run the model came from; a server that does not answer costs a warning."""
-    tracked = attach_run(tracking, run_id, warn=console.warn)
+    """To the run the model came from; while the server does not answer it waits in the output folder."""
+    tracked = attach_run(config.tracking, run_id, warn=console.warn, folder=config.output)
     dataset, part = inputs.manifest.dataset, inputs.part
     scores, table, page = texts
     tracked.log_text(f"evaluation/{part}_{dataset}/scores.csv", table)
@@ -136,8 +135,8 @@ def _log(
         for name, estimate in zip(results.inputs.classes.values(), means.each, strict=True):
             named[f"{prefix}_{metric.key}/{name}"] = known(estimate.value)
     step = int(inputs.card.extra.get("best_step", 0))
-    tracked.log_metrics(step, {key: value for key, value in named.items() if value is not None})
-    tracked.flush()
+    tracked.log_metrics(step, {key: value for key, value in named.items() if value is not None}, again=True)
+    tracked.close()
 
 
 def _outcome(results: Results, scores: Mapping[str, Any], unseen: tuple[str, ...], seconds: float) -> Outcome:

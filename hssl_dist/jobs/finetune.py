@@ -8,6 +8,7 @@ manifest -> patients of the split and of the label fraction -> network, with the
   not-finite/       the samples of a step that was refused, see `training.not_finite`
   model/            the best weights: model.safetensors, model.json
   done.json         what a finished run registered, and under which trajectory
+  tracking/         what MLflow has not been told yet, see `tracking.spool`
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from hssl_dist.console import Console
 from hssl_dist.errors import ConfigError
 from hssl_dist.jobs.ancestry import Ancestry, ancestry, leak_warning
 from hssl_dist.jobs.finetune_delivery import Delivered, deliver, ways
-from hssl_dist.jobs.finished import read_done, write_done
+from hssl_dist.jobs.finished import NOT_REGISTERED, read_done, write_done
 from hssl_dist.jobs.hardware import use_hardware
 from hssl_dist.jobs.lineage import lineage
 from hssl_dist.jobs.publish import publish
@@ -50,7 +51,7 @@ from hssl_dist.store import open_reader, read_manifest
 from hssl_dist.tracking import Run, Version, start_run
 from hssl_dist.training.checkpoint import CheckpointStore
 from hssl_dist.training.precision import resolved
-from hssl_dist.training.supervised import Saving, run_supervised
+from hssl_dist.training.supervised import Saving, run_supervised, saved_history
 from hssl_dist.training.trajectory import check_same
 from hssl_dist.training.validation import Validation
 
@@ -103,16 +104,19 @@ def _run_here(config: FinetuneConfig, console: Console, should_stop: Callable[[]
     patients = _choose_patients(config, manifest)
     start = starting_point(config, manifest.header)
     course, place = _trajectory(config, manifest, patients, start), files.join(config.runs, config.name)
-    done = read_done(place, config.name, course)
+    done = read_done(config.tracking, place, config.name, course)
     if done is not None:
-        return replace(done, warnings=_warnings(done.summary))
+        return replace(done, warnings=(*_warnings(done.summary), *done.warnings))
     past = ancestry(config.store.url, manifest, patients.split, start, console.warn)
     saving = _saving(config, place, course, should_stop)
     origin = lineage(content_hash(course), [manifest], start.parent_run, start.parent_model)
     params = config.model_dump(mode="json", exclude=_WHERE_NOT_WHAT)
     tags = {"hssl.job": "finetune", "hssl.dataset": config.dataset}
     console.say(_opening(config, patients, start, past))
-    with start_run(config.tracking, config.name, params, tags, origin, warn=console.warn) as tracked:
+    with start_run(
+        config.tracking, config.name, params, tags, origin, warn=console.warn, folder=place
+    ) as tracked:
+        tracked.log_history(saved_history(saving.store))  # what a killed process may not have sent
         tracked.log_json("config.json", params)
         tracked.log_json("patients.json", patients.as_json(config))
         if start.report is not None:
@@ -123,9 +127,10 @@ def _run_here(config: FinetuneConfig, console: Console, should_stop: Callable[[]
         card = _card(config, manifest, patients, start, past, delivered, origin, tracked.id, device)
         url, state = files.join(place, "model"), delivered.result.state
         name = config.register_as or f"hssl-{config.dataset}"
-        version = publish(config.tracking, url, state, card, name, tracked.id, config.alias)
+        version = publish(tracked, url, state, card, name, config.alias)
+        tracked.finish("done")  # before the run is noted as done: what is cut off is done again
         seconds = round(time.monotonic() - start_s, 1)
-        outcome = _outcome(config, card, patients, start, delivered, version, url, seconds)
+        outcome = _outcome(config, card, patients, start, delivered, name, version, url, seconds)
         write_done(place, course, outcome.summary)
     files.remove(saving.store.url)
     return replace(outcome, warnings=_warnings(outcome.summary))
@@ -292,6 +297,7 @@ def _train(
 def _log_result(tracked: Run, delivered: Delivered) -> None:
     """The best validation, and the curves of the loss and of validation Dice per class."""
     result = delivered.result
+    tracked.log_history(result.history)
     if delivered.validation is not None:
         tracked.log_metrics(result.step, {"best_val_dice": delivered.validation.overall})
         tracked.log_json("keep_largest.json", {"chosen": delivered.keep_largest, **delivered.overall})
@@ -353,22 +359,23 @@ def _outcome(
     patients: _Patients,
     start: Start,
     delivered: Delivered,
-    version: Version,
+    name: str,
+    version: Version | None,
     url: str,
     seconds: float,
 ) -> Outcome:
     result = delivered.result
-    named = {name: card.metrics.get(f"val_dice/{name}") for name in card.classes.values()}
+    named = {each: card.metrics.get(f"val_dice/{each}") for each in card.classes.values()}
     mean = card.metrics.get("val_dice")
-    scores = ", ".join(f"{name} {'-' if score is None else f'{score:.3f}'}" for name, score in named.items())
+    scores = ", ".join(f"{each} {'-' if score is None else f'{score:.3f}'}" for each, score in named.items())
     validated = "not validated" if mean is None else f"validation Dice {mean:.3f} ({scores})"
     return Outcome(
         summary={
             "dataset": config.dataset,
             "run_id": card.extra["run_id"],
-            "model": version.uri,
-            "name": version.name,
-            "version": version.version,
+            "model": None if version is None else version.uri,
+            "name": name,
+            "version": None if version is None else version.version,
             "path": url,
             "aliases": list(config.alias),
             "start": start.parent_model or config.model,
@@ -395,9 +402,9 @@ def _outcome(
             "already_done": False,
         },
         lines=(
-            f"{version.uri}: {validated}{delivered.told} at step {result.step} of {result.steps}, "
-            f"{seconds:.0f} s",
-            f"also at {url}",
+            f"{config.name if version is None else version.uri}: {validated}{delivered.told} "
+            f"at step {result.step} of {result.steps}, {seconds:.0f} s",
+            f"{f'{NOT_REGISTERED}: ' if version is None else 'also at '}{url}",
         ),
     )
 

@@ -7,14 +7,15 @@ so if it is done.
 from __future__ import annotations
 
 import io
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from hssl_dist import collectives
 from hssl_dist.console import Console
-from hssl_dist.errors import CheckpointError, Interrupted, TrackingError
+from hssl_dist.errors import CheckpointError, Interrupted
 from hssl_dist.jobs import cluster
-from hssl_dist.jobs.finished import read_done, write_done
+from hssl_dist.jobs.finished import NOT_REGISTERED, read_done, write_done
 from hssl_dist.jobs.lineage import lineage
 from hssl_dist.jobs.pretrain_rank import (
     checkpoint_store,
@@ -24,24 +25,24 @@ from hssl_dist.jobs.pretrain_rank import (
     torchrun_group,
     train_rank,
 )
+from hssl_dist.jobs.publish import register_safe
 from hssl_dist.jobs.stopping import stop_requests
 from hssl_dist.records import Outcome
 from hssl_dist.report.curves import line_chart
 from hssl_dist.report.figures import png
-from hssl_dist.tracking import fetch_model, register_model, start_run
+from hssl_dist.tracking import start_run
 from hssl_dist.training.health import health_warnings
 from hssl_dist.training.loop import History, newest
-from hssl_dist.training.trajectory import trajectory, trajectory_hash
+from hssl_dist.training.trajectory import check_same, trajectory, trajectory_hash
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
     import torch
 
     from hssl_dist.config.pretrain import PretrainConfig
     from hssl_dist.records import Lineage, Manifest
     from hssl_dist.tracking import Run
 
+Log = Callable[[int, Mapping[str, float]], None]
 _WITHOUT_SECRETS = {"tracking"}
 
 
@@ -51,7 +52,7 @@ def run(config: PretrainConfig, console: Console) -> Outcome:
     Raises ConfigError if the run was started with another config, and the errors of training.
     """
     manifests = read_sampled(config)
-    done = read_done(run_url(config), config.name, trajectory(config, manifests))
+    done = read_done(config.tracking, run_url(config), config.name, trajectory(config, manifests))
     if done is not None:
         return done
     if config.runner == "ray":
@@ -67,7 +68,7 @@ def _lead(
     config: PretrainConfig,
     manifests: Mapping[str, Manifest],
     console: Console,
-    train: Callable[[PretrainConfig, Lineage, str, Console, Callable[[], bool]], None],
+    train: Callable[[PretrainConfig, Lineage, Log, Console, Callable[[], bool]], None],
 ) -> Outcome:
     """Track the run, train by `train`, register what it made."""
     made_from = _lineage(config, manifests)
@@ -79,12 +80,14 @@ def _lead(
             tags={"hssl.job": "pretrain"},
             lineage=made_from,
             warn=console.warn,
+            folder=run_url(config),
         )
         status: Literal["done", "failed", "interrupted"] = "failed"
         try:
             tracked.log_json("config.json", config.model_dump(mode="json", exclude=_WITHOUT_SECRETS))
+            tracked.log_history(_saved_history(config, manifests))  # what a killed process had not sent
             own = made_from.model_copy(update={"parent_run": tracked.id})
-            train(config, own, tracked.id, console, stop_requested)
+            train(config, own, tracked.log_metrics, console, stop_requested)
             outcome = _conclude(config, manifests, own, tracked)
             status = "done"
         except Interrupted as request:
@@ -98,7 +101,7 @@ def _lead(
 def _train_here(
     config: PretrainConfig,
     made_from: Lineage,
-    run_id: str,
+    log: Log,
     console: Console,
     stop_requested: Callable[[], bool],
     device: torch.device,
@@ -111,8 +114,8 @@ def _train_here(
         train_rank(
             config,
             made_from,
-            run_id,
             device,
+            log=log,
             say=say,
             warn=console.warn,
             advance=advance,
@@ -123,13 +126,13 @@ def _train_here(
 def _train_on_ray(
     config: PretrainConfig,
     made_from: Lineage,
-    run_id: str,
+    log: Log,
     console: Console,
     stop_requested: Callable[[], bool],
 ) -> None:
     from hssl_dist.jobs.pretrain_ray import train_on_ray
 
-    train_on_ray(config, made_from, run_id, console, stop_requested)
+    train_on_ray(config, made_from, log, console, stop_requested)
 
 
 def _follow(config: PretrainConfig, manifests: Mapping[str, Manifest], device: torch.device) -> Outcome:
@@ -137,10 +140,14 @@ def _follow(config: PretrainConfig, manifests: Mapping[str, Manifest], device: t
     quiet = Console(io.StringIO())
     with stop_requests() as stop_requested:
         try:
-            _train_here(config, _lineage(config, manifests), "", quiet, stop_requested, device)
+            _train_here(config, _lineage(config, manifests), _no_log, quiet, stop_requested, device)
         except Interrupted:
             return Outcome({}, status="interrupted", silent=True)
     return Outcome({}, silent=True)
+
+
+def _no_log(step: int, metrics: Mapping[str, float]) -> None:
+    """Only rank 0 has metrics."""
 
 
 # ------------------------------------------------------------------------------------------- after training
@@ -149,30 +156,29 @@ def _follow(config: PretrainConfig, manifests: Mapping[str, Manifest], device: t
 def _conclude(
     config: PretrainConfig, manifests: Mapping[str, Manifest], made_from: Lineage, tracked: Run
 ) -> Outcome:
-    """Log the curves, register the network, and note that the run is done."""
+    """Log the curves, register the network, and note that the run is done: in this order, so that what is cut
+    off is done by the same run again.
+    """
     step, history = _progress(config)
+    tracked.log_history(history)
     _log_curves(tracked, history)
-    model = fetch_model(config.tracking, model_url(config))
-    try:
-        version = register_model(config.tracking, model.folder, config.register_as, tracked.id, made_from)
-    except TrackingError as error:
-        raise TrackingError(
-            f"{error}; the network is safe at {model_url(config)}: run it again to register it"
-        ) from error
+    version = register_safe(tracked, model_url(config), config.register_as, made_from)
+    tracked.finish("done")
     summary: dict[str, Any] = {
         "name": config.name,
         "run_id": tracked.id,
         "steps": step,
-        "model": version.uri,
+        "model": None if version is None else version.uri,
         "folder": model_url(config),
         "metrics": newest(history),
         "already_done": False,
     }
     write_done(run_url(config), trajectory(config, manifests), summary)
+    registered = f"registered as {summary['model']} ({config.register_as}@latest)"
     return Outcome(
         summary,
         (
-            f"run {config.name!r}: {step} steps, registered as {version.uri} ({config.register_as}@latest)",
+            f"run {config.name!r}: {step} steps, {NOT_REGISTERED if version is None else registered}",
             f"network: {model_url(config)}",
         ),
         warnings=tuple(health_warnings(history, config).values()),
@@ -196,6 +202,17 @@ def _progress(config: PretrainConfig) -> tuple[int, History]:
     if step is None:
         raise CheckpointError(f"there is no checkpoint at {store.url}, though the run has ended")
     return step, [(at, metrics) for at, metrics in store.load_state(step)["history"]]
+
+
+def _saved_history(config: PretrainConfig, manifests: Mapping[str, Manifest]) -> History:
+    """Metrics of the steps before the newest checkpoint. Raises ConfigError if that is of another run."""
+    store = checkpoint_store(config)
+    latest = store.latest()
+    if latest is None:
+        return []
+    state = store.load_state(latest)
+    check_same(config.name, state["trajectory"], trajectory(config, manifests))
+    return [(step, metrics) for step, metrics in state["history"]]
 
 
 def _lineage(config: PretrainConfig, manifests: Mapping[str, Manifest]) -> Lineage:

@@ -6,6 +6,7 @@
   stacks/           where each rank was when a collective failed, see `watchdog`
   model/            the final network: model.safetensors, model.json
   done.json         what a finished run registered, and under which trajectory
+  tracking/         what MLflow has not been told yet, see `tracking.spool`
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ from hssl_dist.errors import CollectiveError, StoreError
 from hssl_dist.memory import within_memory
 from hssl_dist.sampling.split_files import named_datasets
 from hssl_dist.store import list_datasets, open_reader, read_manifests
-from hssl_dist.tracking import attach_run
 from hssl_dist.training.checkpoint import CheckpointStore
 from hssl_dist.training.export import save_pretrained
 from hssl_dist.training.loop import run_pretraining
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
     from hssl_dist.config.pretrain import PretrainConfig
     from hssl_dist.records import Lineage, Manifest
-    from hssl_dist.tracking import Run
 
 _NAMED_RANKS = 4
 
@@ -59,10 +58,10 @@ def checkpoint_store(config: PretrainConfig) -> CheckpointStore:
 
 @dataclass(frozen=True)
 class RankCallbacks:
-    """The training loop's callbacks: metrics to MLflow, lines and progress to a person."""
+    """The training loop's callbacks: metrics to whoever tracks the run, lines and progress to a person."""
 
     total_steps: int
-    run: Run
+    log: Callable[[int, Mapping[str, float]], None]
     say: Callable[[str], None]
     warn: Callable[[str], None]
     advance: Callable[[int], None]
@@ -73,8 +72,8 @@ class RankCallbacks:
         self.advance(1)
 
     def on_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Log to MLflow, and one line."""
-        self.run.log_metrics(step, metrics)
+        """Log them, and one line."""
+        self.log(step, metrics)
         self.say(f"step {step} of {self.total_steps}: {describe(metrics)}")
 
     def on_warning(self, step: int, text: str) -> None:  # noqa: ARG002
@@ -106,9 +105,9 @@ def describe(metrics: Mapping[str, float]) -> str:
 def train_rank(
     config: PretrainConfig,
     lineage: Lineage,
-    run_id: str,
     device: torch.device,
     *,
+    log: Callable[[int, Mapping[str, float]], None],
     say: Callable[[str], None],
     warn: Callable[[str], None],
     advance: Callable[[int], None],
@@ -116,14 +115,14 @@ def train_rank(
 ) -> None:
     """Train on this rank to the end; rank 0 then writes the model folder.
 
+    Metrics go to `log`, not to MLflow: a run is logged to by one process, the one that leads it.
     Raises Interrupted once a stop is asked for and a checkpoint is saved, OutOfMemoryError with advice, and
     the errors of the loop.
     """
     torch.set_num_threads(config.threads_per_worker)
-    run = attach_run(config.tracking, run_id, warn=say)
     callbacks = RankCallbacks(
         total_steps=config.encoder.steps + config.decoder.steps,
-        run=run,
+        log=log,
         say=say,
         warn=warn,
         advance=advance,
@@ -132,20 +131,16 @@ def train_rank(
     checkpoints = checkpoint_store(config)
     if collectives.rank() == 0 and (step := checkpoints.latest()) is not None:
         say(f"going on from the checkpoint of step {step}")
-    try:
-        with within_memory("training", _smaller(config)):
-            result = run_pretraining(
-                config,
-                read_same_manifests(config, lineage),
-                open_reader(config.store.url, cache=config.cache, warn=warn),
-                checkpoints,
-                callbacks,
-                device,
-                run_folder=run_url(config),
-            )
-    finally:
-        if collectives.rank() == 0:
-            run.flush()
+    with within_memory("training", _smaller(config)):
+        result = run_pretraining(
+            config,
+            read_same_manifests(config, lineage),
+            open_reader(config.store.url, cache=config.cache, warn=warn),
+            checkpoints,
+            callbacks,
+            device,
+            run_folder=run_url(config),
+        )
     if collectives.rank() == 0:
         save_pretrained(model_url(config), result, config, lineage)
     collectives.barrier(config.collective_timeout_s)

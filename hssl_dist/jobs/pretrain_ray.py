@@ -37,7 +37,7 @@ from hssl_dist.jobs.pretrain_rank import train_rank, watched
 from hssl_dist.records import Lineage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from hssl_dist.console import Console
 
@@ -55,6 +55,7 @@ class Liaison:
 
     def __init__(self) -> None:
         self._lines: deque[str] = deque()
+        self._metrics: deque[tuple[int, dict[str, float]]] = deque()
         self._stop = False
         self._end: Literal["done", "interrupted"] | HsslError | None = None
 
@@ -66,6 +67,15 @@ class Liaison:
         """The lines said since the last call."""
         lines, self._lines = list(self._lines), deque()
         return lines
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Metrics of a step, for the driver to track."""
+        self._metrics.append((step, metrics))
+
+    def metrics(self) -> list[tuple[int, dict[str, float]]]:
+        """The metrics logged since the last call, in order."""
+        metrics, self._metrics = list(self._metrics), deque()
+        return metrics
 
     def request_stop(self) -> None:
         """Ask the workers to save a checkpoint and end."""
@@ -87,11 +97,13 @@ class Liaison:
 def train_on_ray(
     config: PretrainConfig,
     lineage: Lineage,
-    run_id: str,
+    log: Callable[[int, Mapping[str, float]], None],
     console: Console,
     stop_requested: Callable[[], bool],
 ) -> None:
     """Train on `config.workers` workers of the connected cluster, of a range as many as there is room for.
+
+    `log` is called here, in the driver.
 
     Raises Interrupted once a checkpoint is saved on request, what a worker raised if starting it again cannot
     help, and TrainingError if workers failed more than `config.max_failures` times.
@@ -100,7 +112,7 @@ def train_on_ray(
     liaison = _here(Liaison).remote()
     failure: list[BaseException] = []
     with tempfile.TemporaryDirectory(prefix="hssl-ray-") as folder, _ray_train_environment(config):
-        trainer = _trainer(config, lineage, run_id, liaison, folder)
+        trainer = _trainer(config, lineage, liaison, folder)
 
         def fit() -> None:
             try:
@@ -112,14 +124,21 @@ def train_on_ray(
         fitting = threading.Thread(target=fit, name="ray-train-fit", daemon=True)
         fitting.start()
         asked = False
-        while fitting.is_alive():
-            fitting.join(_POLL_S)
+
+        def relay() -> None:
             for line in ray.get(liaison.lines.remote()):
                 console.say(line)
+            for step, metrics in ray.get(liaison.metrics.remote()):
+                log(step, metrics)
+
+        while fitting.is_alive():
+            fitting.join(_POLL_S)
+            relay()
             if stop_requested() and not asked:
                 asked = True
                 console.say("asked to stop: saving a checkpoint")
                 ray.get(liaison.request_stop.remote())
+        relay()
     _raise_end(ray.get(liaison.end.remote()), failure)
 
 
@@ -129,9 +148,7 @@ def _here(actor: Any) -> Any:
     return actor.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
 
 
-def _trainer(
-    config: PretrainConfig, lineage: Lineage, run_id: str, liaison: Any, folder: str
-) -> TorchTrainer:
+def _trainer(config: PretrainConfig, lineage: Lineage, liaison: Any, folder: str) -> TorchTrainer:
     use_gpu = _resources().get("GPU", 0) > 0
     fewest, most = config.workers
     resources = {"CPU": float(config.threads_per_worker)} | ({"GPU": 1.0} if use_gpu else {})
@@ -140,7 +157,6 @@ def _trainer(
         train_loop_config={
             "config": config.model_dump_json(),
             "lineage": lineage.to_json(),
-            "run_id": run_id,
             "liaison": liaison,
         },
         torch_config=TorchConfig(
@@ -176,8 +192,8 @@ def _train_worker(settings: dict[str, Any]) -> None:
             train_rank(
                 config,
                 Lineage.model_validate_json(settings["lineage"]),
-                settings["run_id"],
                 get_device(),
+                log=lambda step, metrics: liaison.log.remote(step, dict(metrics)),
                 say=lambda line: liaison.say.remote(line) if lead else None,
                 warn=lambda line: liaison.say.remote(f"warning: {line}") if lead else None,
                 advance=lambda _: None,

@@ -9,26 +9,25 @@ from pathlib import Path
 from torch import Tensor
 
 from hssl_dist import files
-from hssl_dist.config.parts import TrackingConfig
 from hssl_dist.errors import TrackingError
 from hssl_dist.networks.weights import ModelCard, save_model
-from hssl_dist.tracking import Version, register_model, set_alias
+from hssl_dist.records import Lineage
+from hssl_dist.tracking import Run, Version
 
 
 def publish(
-    tracking: TrackingConfig,
+    tracked: Run,
     url: str,
     state: Mapping[str, Tensor],
     card: ModelCard,
     name: str,
-    run_id: str,
     aliases: Iterable[str] = (),
-) -> Version:
-    """Save the model at `url` (a folder, local or remote) and register it as the next version of `name`.
+) -> Version | None:
+    """Save the model at `url`, a folder below the run's, and register it as the next version of `name`.
 
-    That version gets the aliases.
-    The folder comes first and is a model by itself: if the registry cannot be reached the training is not
-    lost, and the TrackingError says where it is.
+    That version gets the aliases. The folder comes first and is a model by itself: if the server does not
+    answer the training is not lost, None says that the registration waits in the run's folder, and the
+    TrackingError of a server that refuses where the model is.
     """
     with tempfile.TemporaryDirectory(prefix="hssl-publish-") as temporary:
         folder = Path(temporary)
@@ -36,10 +35,19 @@ def publish(
         # model.json sorts before the weights but makes the folder a model, so it goes last.
         for path in sorted(folder.iterdir(), reverse=True):
             files.write(files.join(url, path.name), path.read_bytes())
-        try:
-            version = register_model(tracking, folder, name, run_id, card.lineage)
-            for alias in aliases:
-                set_alias(tracking, name, version.version, alias)
-        except TrackingError as error:
-            raise TrackingError(f"{error}; the model itself is safe at {url}") from error
-    return version
+    return register_safe(tracked, url, name, card.lineage, aliases)
+
+
+def register_safe(
+    tracked: Run, url: str, name: str, lineage: Lineage, aliases: Iterable[str] = ()
+) -> Version | None:
+    """Register the model in the folder at `url`; None if the server does not answer and it is done later.
+
+    Raises TrackingError that says where the model is.
+    """
+    try:
+        return tracked.register(url, name, lineage, aliases)
+    except TrackingError as error:
+        raise TrackingError(
+            f"{error}; the model itself is safe at {url}: run it again to register it"
+        ) from error

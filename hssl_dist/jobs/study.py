@@ -6,6 +6,7 @@
   <part>/cells/<cell>.json  a finished cell, `segmentation.study_cells.StudyCell`
   <part>/scores/<cell>/     what `hssl evaluate` wrote of it
   <part>/summary.json       how far the study is
+  tracking/                 what MLflow has not been told yet, see `tracking.spool`
 
     study_plan.py     which pretrainings and cells there are, and their configs
     study_cells.py    one of them
@@ -218,6 +219,7 @@ def _start_run(
         lineage(ledger.config_hash, manifests.values()),
         run_id=state.run_id,
         warn=console.warn,
+        folder=config.folder,
     )
     tracked.log_json("config.json", params)
     state.run_id = tracked.id
@@ -266,7 +268,7 @@ def _fill_cells(
             state.cells[cell.id] = result
         _tell(console, f"cell {number} of {len(ready)}, {cell.id}", result)
         counts = {"cells_done": len(state.cells), "pieces_failed": len(state.failed)}
-        tracked.log_metrics(len(state.cells) + len(state.failed), counts)
+        tracked.log_metrics(len(state.cells) + len(state.failed), counts, again=True)
 
 
 def _tell(console: Console, what: str, result: object) -> None:

@@ -11,6 +11,7 @@ from hssl_dist import files
 from hssl_dist.config.finetune import SCRATCH
 from hssl_dist.errors import Interrupted
 from hssl_dist.jobs import evaluate, finetune, pretrain
+from hssl_dist.jobs.finished import needed
 from hssl_dist.jobs.lineage import code_version
 from hssl_dist.jobs.study_plan import Cell, Pretraining, evaluate_config, finetune_config
 from hssl_dist.records import Record
@@ -44,7 +45,9 @@ class Pretrained(Record):
 
 
 def run_pretraining(pretraining: Pretraining, console: Console) -> Pretrained:
-    """Pretrain, or go on. Raises Interrupted once a checkpoint is saved, and the errors of pretraining."""
+    """Pretrain, or go on. Raises Interrupted once a checkpoint is saved, TrackingError if the network cannot
+    be registered yet, and the errors of pretraining.
+    """
     config = pretraining.config
     outcome = pretrain.run(config, console)
     summary = outcome.summary
@@ -61,7 +64,7 @@ def run_pretraining(pretraining: Pretraining, console: Console) -> Pretrained:
         steps=summary["steps"],
         samples=config.samples,
         metrics=summary["metrics"],
-        model=summary["model"],
+        model=needed(summary, config.name),
         folder=summary["folder"],
         run_id=summary["run_id"],
     )
@@ -70,11 +73,12 @@ def run_pretraining(pretraining: Pretraining, console: Console) -> Pretrained:
 def run_cell(config: StudyConfig, models: Mapping[str, str], cell: Cell, console: Console) -> StudyCell:
     """Fine-tune, or go on, and score; `models` has the version that each pretraining registered.
 
-    Raises as those jobs do.
+    Raises as those jobs do, and TrackingError if the network cannot be registered yet.
     """
     model = SCRATCH if cell.pretraining is None else models[cell.pretraining]
     tuned = finetune.run(finetune_config(config, cell, model), console).summary
-    scored = evaluate.run(evaluate_config(config, cell, tuned["model"]), console).summary
+    registered = needed(tuned, cell.id)
+    scored = evaluate.run(evaluate_config(config, cell, registered), console).summary
     scores: dict[str, Any] = json.loads(files.read(scored["json"]))
     return StudyCell(
         arm=cell.arm.name,
@@ -92,7 +96,7 @@ def run_cell(config: StudyConfig, models: Mapping[str, str], cell: Cell, console
             for case in scores["cases"]
         ),
         seconds=round(tuned["seconds"] + scored["seconds"], 1),
-        model=tuned["model"],
+        model=registered,
         run_id=tuned["run_id"],
         parent_model=None if model == SCRATCH else model,
         code_version=code_version(),

@@ -211,6 +211,7 @@ def _warnings(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _log(config: StudyConfig, run_id: str, console: Console) -> None:
-    tracked = attach_run(config.tracking, run_id, warn=console.warn)
+    tracked = attach_run(config.tracking, run_id, warn=console.warn, folder=config.folder)
     for name in _TEXTS:
         tracked.log_text(f"{config.part}/{name}", files.read(files.join(config.results, name)).decode())
+    tracked.close()

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import re
+import urllib.error
+import urllib.request
 import warnings
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING
 from hssl_dist.errors import HsslError, MissingError, TrackingError
 from hssl_dist.files.locks import only_one
 from hssl_dist.records import Lineage
+from hssl_dist.tracking.operations import uuid_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,11 +29,25 @@ if TYPE_CHECKING:
 
 _SQLITE = "sqlite:///"
 _CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
+_PROBE_TIMEOUT_S = 5.0
+UUID_TAG = "hssl.run_uuid"
+"""Our own id, on every run: what had a local id before the server knew it is found by this."""
+_REFUSALS = {
+    "ALREADY_EXISTS",
+    "BAD_REQUEST",
+    "INVALID_PARAMETER_VALUE",
+    "NOT_FOUND",
+    "RESOURCE_ALREADY_EXISTS",
+    "RESOURCE_DOES_NOT_EXIST",
+}
+_DENIALS = {"CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED", "UNAUTHENTICATED"}
+_FINAL = (HsslError, AttributeError, ImportError, KeyError, TypeError)
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-    # MLflow's own defaults (7 retries, 120 s each) would hold training up for minutes.
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    # MLflow's own defaults (7 retries, 120 s each) would keep a job from ending for a quarter of an hour.
+    # What fails is kept and tried again (see sender.py), so one retry will do.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     # Standard output is for results, and progress has its own place.
@@ -106,14 +123,74 @@ def is_absent(error: Exception) -> bool:
     return getattr(error, "error_code", "") in {"RESOURCE_DOES_NOT_EXIST", "NOT_FOUND"}
 
 
+def silent(config: TrackingConfig) -> str | None:
+    """Why the server does not answer, found out within seconds; None if it does, or is a database.
+
+    A server that accepts connections and never answers would hold MLflow's own calls up for long.
+    """
+    if not config.uri.startswith(("http://", "https://")):
+        return None
+    request = urllib.request.Request(f"{shown(config.uri).rstrip('/')}/health")
+    try:
+        with urllib.request.urlopen(request, timeout=_PROBE_TIMEOUT_S):
+            return None
+    except urllib.error.HTTPError as error:
+        # A gateway without its server says so; whatever else is said, something answers.
+        return f"HTTP status {error.code}" if error.code in (502, 503, 504) else None
+    except urllib.error.URLError as error:
+        if isinstance(error.reason, TimeoutError | ConnectionError):
+            return reason(error.reason)
+        return None  # MLflow may know better, e.g. its own certificates or proxies
+    except (TimeoutError, ConnectionError) as error:
+        return reason(error)
+
+
+def is_outage(error: Exception) -> bool:
+    """Whether the same call may succeed later; the server refused it for good otherwise."""
+    if isinstance(error, UnknownRunError):
+        return True
+    code = getattr(error, "error_code", None)
+    return not (isinstance(error, _FINAL) if code is None else code in _REFUSALS)
+
+
+def is_denied(error: Exception) -> bool:
+    """Whether the server wants other credentials."""
+    return getattr(error, "error_code", None) in _DENIALS
+
+
+class UnknownRunError(TrackingError):
+    """A run by its local id that the server does not know yet: what it was started with waits elsewhere."""
+
+
 def known_run(client: MlflowClient, config: TrackingConfig, run_id: str) -> MlflowRun:
-    """The run of that id. Raises MissingError if the server does not know it."""
+    """The run of that id, MLflow's or a local one. Raises MissingError if the server does not know it."""
+    run_uuid = uuid_of(run_id)
+    if run_uuid is not None:
+        found = run_by_uuid(client, run_uuid)
+        if found is None:
+            raise MissingError(
+                f"no run {run_id!r} at {shown(config.uri)} yet: it was started while the server was down; "
+                "run `hssl sync`"
+            )
+        return found
     try:
         return client.get_run(run_id)
     except Exception as error:
         if not is_absent(error):
             raise
         raise MissingError(f"no run {run_id!r} at {shown(config.uri)}; check the id") from error
+
+
+def run_by_uuid(client: MlflowClient, run_uuid: str) -> MlflowRun | None:
+    """The run, of any experiment, that bears our id; the first, should a lost answer have made two."""
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    found = client.search_runs(
+        experiments,
+        f"tags.`{UUID_TAG}` = '{run_uuid}'",
+        max_results=1,
+        order_by=["attributes.start_time ASC"],
+    )
+    return found[0] if found else None
 
 
 def reason(error: BaseException, limit: int = 200) -> str:

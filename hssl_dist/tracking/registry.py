@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from hssl_dist import files
 from hssl_dist.errors import CheckpointError, ConfigError, MissingError
 from hssl_dist.tracking.client import connect, is_absent, known_run, lineage_tags, refusals, shown
+from hssl_dist.tracking.operations import LATEST, Register, new_uuid
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from hssl_dist.config.parts import TrackingConfig
     from hssl_dist.records import Lineage
 
-LATEST = "latest"
+_PUBLICATION, _PUBLISHED = "hssl.publication", "hssl.published"
 _ALLOWED_SUFFIXES = (".safetensors", ".json")
 _MODEL_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>[0-9]+|latest))")
 
@@ -64,27 +65,63 @@ def register_model(
 ) -> Version:
     """Upload a model's folder, register it as the next version of `name` and give that version an alias.
 
-    The version carries the lineage as tags. Raises TrackingError, and CheckpointError for a folder that
-    holds anything but safetensors and JSON.
+    The version carries the lineage as tags. Now or not at all; `Run.register` can wait for a server.
+    Raises TrackingError, and CheckpointError for a folder that holds anything but safetensors and JSON.
     """
     _check_folder(folder)
-    client = connect(config)
-    tags = {"hssl.run_id": run_id, **lineage_tags(lineage)}
+    operation = Register(
+        run=run_id,
+        publication=new_uuid(),
+        name=name,
+        folder=folder.name,
+        files=hashes(str(folder)),
+        tags={"hssl.run_id": run_id, **lineage_tags(lineage)},
+        aliases=() if alias == LATEST else (alias,),
+    )
     with refusals(config, f"registering {name!r}"):
-        run = client.get_run(run_id)
-        model = client.create_logged_model(
-            run.info.experiment_id, name=name, source_run_id=run_id, tags=tags, model_type="checkpoint"
-        )
-        client.log_model_artifacts(model.model_id, str(folder))
-        client.finalize_logged_model(model.model_id, "READY")
-        _ensure_name(client, name)
+        return publish(connect(config), operation, str(folder))
+
+
+def hashes(folder: str) -> dict[str, str]:
+    """SHA-256 of each file of a model's folder, by name."""
+    names = [name for name in files.listing(folder) if name.endswith(_ALLOWED_SUFFIXES)]
+    return {name: files.sha256(files.join(folder, name))[0] for name in names}
+
+
+def publish(client: MlflowClient, operation: Register, folder: str) -> Version:
+    """The version that the operation makes, or has made before; `operation.run` is MLflow's id.
+
+    Raises CheckpointError if the folder holds other files than it did or anything but safetensors and JSON,
+    and what MLflow raises.
+    """
+    made = published(client, operation.name, operation.publication)
+    if made is None:
+        fetched = _fetch_folder(folder)
+        _check_folder(fetched.folder)
+        _check_same(folder, fetched.folder, operation.files)
+        tags = operation.tags | {_PUBLICATION: operation.publication}
+        model = _uploaded(client, operation, tags, fetched.folder)
+        _ensure_name(client, operation.name)
         # The artifact's own location, not `models:/<id>`: MLflow would look that up in its global URI.
         made = client.create_model_version(
-            name, source=model.artifact_location, run_id=run_id, tags=tags, model_id=model.model_id
+            operation.name,
+            source=model.artifact_location,
+            run_id=operation.run,
+            tags=tags,
+            model_id=model.model_id,
         )
-        if alias != LATEST:
-            client.set_registered_model_alias(name, alias, str(made.version))
-    return Version(name, int(made.version))
+    if operation.aliases and _PUBLISHED not in made.tags:
+        for alias in operation.aliases:
+            client.set_registered_model_alias(made.name, alias, str(made.version))
+        # Done again, it must not take an alias back that has moved on since.
+        client.set_model_version_tag(made.name, str(made.version), _PUBLISHED, "true")
+    return Version(operation.name, int(made.version))
+
+
+def published(client: MlflowClient, name: str, publication: str) -> ModelVersion | None:
+    """The version of `name` that bears this publication."""
+    found = client.search_model_versions(f"name = '{name}' and tags.`{_PUBLICATION}` = '{publication}'")
+    return min(found, key=lambda version: int(version.version), default=None)
 
 
 def fetch_model(config: TrackingConfig, uri: str) -> FetchedModel:
@@ -97,6 +134,21 @@ def fetch_model(config: TrackingConfig, uri: str) -> FetchedModel:
     if uri.startswith("runs:/"):
         return _fetch_from_run(config, uri)
     return _fetch_folder(uri)
+
+
+def version_of_run(config: TrackingConfig, run_id: str) -> tuple[str, Version] | None:
+    """MLflow's id of a run (given by that or a local one) and the newest version it registered; None if the
+    server knows none. Raises TrackingError.
+    """
+    client = connect(config)
+    with refusals(config, f"looking for what the run {run_id!r} has registered"):
+        try:
+            known = str(known_run(client, config, run_id).info.run_id)
+        except MissingError:
+            return None
+        found = client.search_model_versions(f"run_id = '{known}'")
+        newest = max(found, key=lambda version: int(version.version), default=None)
+        return None if newest is None else (known, Version(newest.name, int(newest.version)))
 
 
 def set_alias(config: TrackingConfig, name: str, version: int | None, alias: str) -> Version:
@@ -131,10 +183,11 @@ def _fetch_from_run(config: TrackingConfig, uri: str) -> FetchedModel:
     client = connect(config)
     with refusals(config, f"fetching {uri!r}"):
         run = known_run(client, config, run_id)
-        model = _newest_model(client, run.info.experiment_id, run_id)
+        model = _newest_model(client, run.info.experiment_id, str(run.info.run_id))
         if model is None:
             raise MissingError(f"run {run_id} has registered no model; let it finish first")
-        return _downloaded(config, model.artifact_location, f"runs:/{run_id}", run_id=run_id)
+        known = str(run.info.run_id)
+        return _downloaded(config, model.artifact_location, f"runs:/{known}", run_id=known)
 
 
 def _fetch_folder(url: str) -> FetchedModel:
@@ -190,6 +243,23 @@ def _newest_model(client: MlflowClient, experiment: str, run_id: str) -> LoggedM
     return next((model for model in found if model.status.value == "READY"), None)
 
 
+def _uploaded(client: MlflowClient, operation: Register, tags: dict[str, str], folder: Path) -> LoggedModel:
+    """The model's files on the server, from this attempt or an earlier one that did not come to its end."""
+    experiment = client.get_run(operation.run).info.experiment_id
+    found = client.search_logged_models(
+        [experiment], filter_string=f"tags.`{_PUBLICATION}` = '{operation.publication}'"
+    )
+    model = next(iter(found), None)
+    if model is None:
+        model = client.create_logged_model(
+            experiment, name=operation.name, source_run_id=operation.run, tags=tags, model_type="checkpoint"
+        )
+    if model.status.value != "READY":
+        client.log_model_artifacts(model.model_id, str(folder))
+        client.finalize_logged_model(model.model_id, "READY")
+    return model
+
+
 def _ensure_name(client: MlflowClient, name: str) -> None:
     from mlflow.exceptions import MlflowException
 
@@ -206,6 +276,17 @@ def _check_folder(folder: Path) -> None:
         raise CheckpointError(f"{folder} holds no model; save one there first")
     if strange := [name for name in names if not name.endswith(_ALLOWED_SUFFIXES)]:
         raise CheckpointError(f"{folder / strange[0]} is neither safetensors nor JSON; it is not registered")
+
+
+def _check_same(url: str, folder: Path, expected: dict[str, str]) -> None:
+    """Raise CheckpointError if the folder does not hold the files that were to be registered."""
+    found = hashes(str(folder))
+    for name in sorted(found.keys() | expected.keys()):
+        if found.get(name) != expected.get(name):
+            raise CheckpointError(
+                f"{files.join(url, name)} is not the file that was to be registered (SHA-256 differs); "
+                "bring it back, or run the job under another name"
+            )
 
 
 def _downloaded(

@@ -123,6 +123,14 @@ def run_supervised(
     return training.result()
 
 
+def saved_history(store: CheckpointStore) -> History:
+    """The metrics that the newest checkpoint has of the steps before it; none without a checkpoint."""
+    latest = store.latest()
+    if latest is None:
+        return []
+    return [(step, metrics) for step, metrics in store.load_state(latest)["log"]["history"]]
+
+
 class _Training:
     """State of a run; `step` counts the optimiser steps done."""
 

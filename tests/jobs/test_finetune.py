@@ -25,7 +25,7 @@ from hssl_dist.networks.weights import load_model
 from hssl_dist.sampling.splits import split_manifest
 from hssl_dist.segmentation import WAYS
 from hssl_dist.store import write_manifest
-from hssl_dist.tracking import fetch_model
+from hssl_dist.tracking import attach_run, fetch_model
 from hssl_dist.tracking.client import connect
 from hssl_dist.training.precision import resolved
 from tests.tiny_finetuning import TRAINING, Place
@@ -174,8 +174,10 @@ def test_a_model_is_safe_when_the_registry_is_gone(place: Place, monkeypatch: py
     card, state = load_model(place.folder / "pretrained")
     url = str(place.folder / "safe")
     gone = TrackingConfig(uri="http://127.0.0.1:9")
+    run = attach_run(gone, "0" * 32)
     with pytest.raises(TrackingError, match=f"Connection refused; .*; the model itself is safe at {url}"):
-        publish(gone, url, state, card, "hssl-unet", "0" * 32)
+        publish(run, url, state, card, "hssl-unet")
+    run.close()
     assert load_model(Path(url))[0] == card
 
 

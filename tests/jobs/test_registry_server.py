@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
@@ -21,74 +13,21 @@ from hssl_dist.errors import MissingError
 from hssl_dist.records import Lineage
 from hssl_dist.tracking import attach_run, fetch_model, register_model, set_alias, start_run
 from hssl_dist.tracking.client import connect
+from tests.mlflow_server import MlflowServer
 
-START_TIMEOUT_S = 120.0
-STOP_TIMEOUT_S = 20.0
 LINEAGE = Lineage(config_hash="c" * 64, code_version="0.1.0", manifests={"heart": "a" * 64})
 WEIGHTS = b"weights" * 1000
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _wait_until_healthy(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    deadline_s = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline_s:
-        if process.poll() is not None:
-            break
-        try:
-            with urllib.request.urlopen(f"{url}/health", timeout=2) as answer:
-                if answer.status == 200:
-                    return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.2)
-    pytest.fail(f"the MLflow server did not start: {log.read_text()[-2000:]}")
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End the server and its worker, which are a process group of their own, if it has not ended yet."""
-    if process.poll() is not None:
-        return
-    os.killpg(process.pid, signal.SIGTERM)
-    try:
-        process.wait(STOP_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait(STOP_TIMEOUT_S)
-
-
 @pytest.fixture(scope="module")
-def server(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[tuple[TrackingConfig, subprocess.Popen[bytes]]]:
-    """A server on loopback that proxies artifacts, and its process."""
-    folder = tmp_path_factory.mktemp("server")
-    port = _free_port()
-    command = [
-        *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)),
-        *("--workers", "1", "--allowed-hosts", "127.0.0.1:*"),
-        *("--backend-store-uri", f"sqlite:///{folder}/server.db"),
-        *("--artifacts-destination", str(folder / "artifacts")),
-    ]
-    environment = {
-        **os.environ,
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-    }
-    log = folder / "server.log"
-    with log.open("wb") as stream:
-        process = subprocess.Popen(
-            command, stdout=stream, stderr=stream, cwd=folder, env=environment, start_new_session=True
-        )
-        try:
-            url = f"http://127.0.0.1:{port}"
-            _wait_until_healthy(process, url, log)
-            yield TrackingConfig(uri=url, experiment="tests"), process
-        finally:
-            _stop(process)
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    """A server on loopback that proxies artifacts."""
+    server = MlflowServer(tmp_path_factory.mktemp("server"))
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
 
 
 @dataclass(frozen=True)
@@ -96,17 +35,15 @@ class Served:
     """A finished run of which two versions of a model were registered."""
 
     tracking: TrackingConfig
-    process: subprocess.Popen[bytes]
+    server: MlflowServer
     run_id: str
     uris: tuple[str, str]
 
 
 @pytest.fixture(scope="module")
-def served(
-    server: tuple[TrackingConfig, subprocess.Popen[bytes]], tmp_path_factory: pytest.TempPathFactory
-) -> Served:
+def served(server: MlflowServer, tmp_path_factory: pytest.TempPathFactory) -> Served:
     """A run that is tracked, and its model registered twice, through the server."""
-    tracking, process = server
+    tracking = server.tracking
     folder = tmp_path_factory.mktemp("model")
     (folder / "model.json").write_text("{}")
     (folder / "model.safetensors").write_bytes(WEIGHTS)
@@ -114,10 +51,10 @@ def served(
         worker = attach_run(tracking, run.id)
         worker.log_metrics(1, {"loss": 2.0, "val_dice/left ventricle": 0.5})
         worker.log_figure("figures/loss.png", b"png")
-        worker.flush()
+        worker.close()
         first = register_model(tracking, folder, "hssl-unet", run.id, LINEAGE, alias="champion")
         second = register_model(tracking, folder, "hssl-unet", run.id, LINEAGE)
-    return Served(tracking, process, run.id, (first.uri, second.uri))
+    return Served(tracking, server, run.id, (first.uri, second.uri))
 
 
 def test_what_a_run_and_its_worker_logged_is_on_the_server(served: Served) -> None:
@@ -169,7 +106,7 @@ def test_a_job_goes_on_when_its_server_goes_away(served: Served, monkeypatch: py
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     warnings: list[str] = []
     run = start_run(served.tracking, "orphaned", {}, {}, LINEAGE, warn=warnings.append)
-    _stop(served.process)
+    served.server.stop()
     start_s = time.monotonic()
     for step in range(100):
         run.log_metrics(step, {"loss": 1.0})

@@ -49,7 +49,7 @@ def test_unknown_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["pretrian"]) == 2
     assert capsys.readouterr().err == (
         "hssl: unknown verb 'pretrian'; known are preprocess, pretrain, finetune, evaluate, predict, export, "
-        "promote, study, demo\n"
+        "promote, sync, study, demo\n"
     )
 
 

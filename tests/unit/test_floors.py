@@ -40,6 +40,7 @@ FLOORS = {
             "predict",
             "export",
             "promote",
+            "sync",
             "study",
             "demo",
         ),

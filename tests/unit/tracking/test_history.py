@@ -9,13 +9,15 @@ from hssl_dist.tracking import start_run
 from hssl_dist.tracking.history import metric_history
 
 
-def test_metrics_come_back_in_order_of_steps_and_later_values_win(tmp_path: Path):
+def test_metrics_come_back_in_order_of_steps_and_values_logged_again_win(tmp_path: Path):
     tracking = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="tests")
     run = start_run(tracking, "history", {}, {}, Lineage(config_hash="c" * 64, code_version="0.1.0"))
     for step, loss in ((20, 2.0), (10, 3.0), (30, 1.0)):
         run.log_metrics(step, {"loss": loss, "level/accuracy": 0.5})
     run.flush()
-    run.log_metrics(30, {"loss": 0.25})  # a resumed run repeats the steps after its checkpoint
+    run.log_metrics(20, {"loss": 7.0})  # a resumed run repeats the steps after its checkpoint
+    run.flush()
+    run.log_metrics(30, {"loss": 0.25}, again=True)
     run.finish("done")
 
     history = metric_history(tracking, run.id)

@@ -62,6 +62,7 @@ def test_version_carries_its_lineage(tracking: TrackingConfig, model: Path):
     run_id, version = _register(tracking, model, "traced")
     kept = connect(tracking).get_model_version("traced", str(version.version))
     assert kept.run_id == run_id
+    assert len(kept.tags.pop("hssl.publication")) == 32
     assert kept.tags == {
         "hssl.run_id": run_id,
         "hssl.config_hash": "c" * 64,

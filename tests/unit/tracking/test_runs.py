@@ -62,6 +62,7 @@ def test_run_keeps_params_metrics_tags_and_artifacts(tracking: TrackingConfig):
     assert kept.data.params == {"training.steps": "3", "seed": "0"}
     assert {key: value for key, value in kept.data.tags.items() if key.startswith("hssl.")} == {
         "hssl.run": "keeps",
+        "hssl.run_uuid": kept.data.tags["hssl.run_uuid"],
         "hssl.job": "test",
         "hssl.config_hash": "c" * 64,
         "hssl.code_version": "0.1.0",

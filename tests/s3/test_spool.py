@@ -1,0 +1,52 @@
+"""A spool on real object storage: conditional puts, takeover, order."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from hssl_dist import files
+from hssl_dist.tracking.operations import Metrics, points
+from hssl_dist.tracking.ownership import BusyError, Ownership
+from hssl_dist.tracking.spool import Entry, Spool, waiting
+
+
+def test_one_of_many_that_create_a_file_succeeds(s3_bucket: str) -> None:
+    url = files.join(s3_bucket, "one")
+    made: list[bytes] = []
+
+    def attempt(data: bytes) -> None:
+        if files.create(url, data):
+            made.append(data)
+
+    threads = [threading.Thread(target=attempt, args=(str(number).encode(),)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(made) == 1
+    assert files.read(url) == made[0]
+
+
+def test_a_spool_is_owned_by_one_and_taken_over_by_the_same_run(s3_bucket: str) -> None:
+    folder = files.join(s3_bucket, "runs", "a")
+    spool = Spool(folder, "http://mlflow:5000")
+    older, newer, sync = (Ownership(spool.folder, kind) for kind in ("run", "run", "sync"))
+    older.claim()
+    spool.append([Entry(Metrics(run="r", points=points(1, {"loss": 1.0}, 1)))])
+    with pytest.raises(BusyError):
+        sync.claim()
+    newer.claim()
+    with pytest.raises(BusyError, match="was taken over"):
+        older.check()
+    newer.check()
+    spool.append([Entry(Metrics(run="r", points=points(2, {"loss": 0.5}, 2)))])
+    newer.release()
+    sync.claim()
+    assert waiting(s3_bucket) == [folder]
+    assert [spool.read(number)[0].operation.points[0].step for number in spool.numbers()] == [1, 2]
+    for number in spool.numbers():
+        spool.remove(number)
+    sync.release()
+    assert waiting(s3_bucket) == []
