@@ -1,6 +1,4 @@
-"""What tests of all folders share: the S3 server, a Ray cluster, a browser, caches of their own, and how examples
-are found.
-"""
+"""What tests of all folders share: servers, a browser, caches of their own, and how examples are found."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BeforeValidator,
@@ -35,7 +35,7 @@ from hssl_dist.config.parts import (
 
 def _worker_range(value: object) -> tuple[int, int]:
     """(fewest, most) of a number or a range, from a file or a flag."""
-    entries = list(value) if isinstance(value, list | tuple) else [value]
+    entries: list[Any] = list(value) if isinstance(value, list | tuple) else [value]
     try:
         numbers = [int(entry) for entry in entries if not isinstance(entry, float)]
     except (TypeError, ValueError):
@@ -284,11 +284,11 @@ class PretrainConfig(JobConfig, LearningConfig):
     """`ray`: workers of a Ray cluster; `inline`: this process, or the ranks torchrun starts."""
     ray: RayConfig = RayConfig()
     workers: WorkerRange = (1, 1)
-    """Ray workers, one GPU each where there are GPUs: a number, or a range such as `[1, 4]` of which the run takes
-    as many as the cluster has room for, whenever that changes."""
+    """Ray workers, one GPU each where there are GPUs: a number, or a range such as `[1, 4]` of which the run
+    takes as many as the cluster has room for, whenever that changes."""
     resize_every_s: PositiveFloat = 300.0
-    """Seconds between looks for room for more workers, if `workers` is a range; a change starts them anew, from the
-    newest checkpoint."""
+    """Seconds between looks for room for more workers, if `workers` is a range; a change starts them anew,
+    from the newest checkpoint."""
     threads_per_worker: PositiveInt = 1
     """CPU threads of a worker."""
     max_failures: NonNegativeInt = 3

@@ -151,6 +151,11 @@ def _here(actor: Any) -> Any:
 def _trainer(config: PretrainConfig, lineage: Lineage, liaison: Any, folder: str) -> TorchTrainer:
     use_gpu = _resources().get("GPU", 0) > 0
     fewest, most = config.workers
+    # As a mapping: the types that Ray declares are of the class that Train V2 has replaced.
+    workers: dict[str, Any] = {
+        "num_workers": fewest if fewest == most else (fewest, most),
+        "elastic_resize_monitor_interval_s": config.resize_every_s,
+    }
     resources = {"CPU": float(config.threads_per_worker)} | ({"GPU": 1.0} if use_gpu else {})
     return TorchTrainer(
         _train_worker,
@@ -162,12 +167,7 @@ def _trainer(config: PretrainConfig, lineage: Lineage, liaison: Any, folder: str
         torch_config=TorchConfig(
             backend="nccl" if use_gpu else "gloo", timeout_s=math.ceil(config.collective_timeout_s)
         ),
-        scaling_config=ScalingConfig(
-            num_workers=fewest if fewest == most else (fewest, most),
-            use_gpu=use_gpu,
-            resources_per_worker=resources,
-            elastic_resize_monitor_interval_s=config.resize_every_s,
-        ),
+        scaling_config=ScalingConfig(**workers, use_gpu=use_gpu, resources_per_worker=resources),
         # A name of its own for each attempt: Ray Train must not resume what our checkpoints resume.
         run_config=RunConfig(
             name=f"{config.name}-{uuid.uuid4().hex[:8]}",

@@ -1,6 +1,5 @@
-"""Pretraining on several nodes of a Ray cluster, one of which is lost: the run shrinks, grows and ends right."""
+"""Pretraining on several nodes of a Ray cluster: one is lost, another comes, and the run ends right."""
 
-import os
 import subprocess
 import sys
 import time
@@ -78,8 +77,7 @@ def card(folder: Path, name: str) -> ModelCard:
 
 def test_a_lost_node_shrinks_the_run_and_a_new_one_grows_it(cluster: Cluster, tmp_path: Path) -> None:
     write_store(str(tmp_path / "store"))
-    whole = subprocess.run(command(tmp_path, "whole", runner="inline"), env=dict(os.environ), timeout=DEADLINE_S)
-    assert whole.returncode == 0
+    subprocess.run(command(tmp_path, "whole", runner="inline"), check=True, timeout=DEADLINE_S)
 
     second = cluster.add_node(num_cpus=1)
     there = {"runner": "ray", "ray": RayConfig(address=cluster.address)}
