@@ -166,9 +166,12 @@ def write_store(root: str, cases: int = 3) -> None:
 
 @dataclass
 class Recorder:
-    """Callbacks that keep what they are told, and ask to stop once `stop_at` steps are done."""
+    """Callbacks that keep what they are told, ask to stop once `stop_at` steps are done, and lose ranks after
+    step `losing_at`.
+    """
 
     stop_at: int | None = None
+    losing_at: int | None = None
     done: int = 0
     metrics: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     saved: list[int] = field(default_factory=list)
@@ -188,6 +191,12 @@ class Recorder:
 
     def should_stop(self) -> bool:
         return self.stop_at is not None and self.done + 1 >= self.stop_at
+
+    def should_look(self) -> bool:
+        return self.losing_at is not None
+
+    def is_losing_ranks(self) -> bool:
+        return self.done == self.losing_at
 
 
 def config(**changes: object) -> PretrainConfig:

@@ -56,6 +56,18 @@ def checkpoint_store(config: PretrainConfig) -> CheckpointStore:
     return CheckpointStore(files.join(run_url(config), "checkpoints"))
 
 
+class Watch:
+    """Whether machines are about to be taken away: never, where nobody says."""
+
+    def is_due(self) -> bool:
+        """Whether it is time to ask; one rank decides for all."""
+        return False
+
+    def going(self) -> str:
+        """What is going, such as `the node of rank 1 is`, once for each time it happens; all ranks ask at once."""
+        return ""
+
+
 @dataclass(frozen=True)
 class RankCallbacks:
     """The training loop's callbacks: metrics to whoever tracks the run, lines and progress to a person."""
@@ -66,6 +78,7 @@ class RankCallbacks:
     warn: Callable[[str], None]
     advance: Callable[[int], None]
     stop_requested: Callable[[], bool]
+    watch: Watch
 
     def on_step(self, step: int) -> None:  # noqa: ARG002
         """One step further."""
@@ -87,6 +100,17 @@ class RankCallbacks:
     def should_stop(self) -> bool:
         """Whether this rank was asked to stop."""
         return self.stop_requested()
+
+    def should_look(self) -> bool:
+        """Whether to ask what the cluster says."""
+        return self.watch.is_due()
+
+    def is_losing_ranks(self) -> bool:
+        """Whether the cluster says that machines go; one line."""
+        gone = self.watch.going()
+        if gone:
+            self.say(f"{gone} about to be taken away: saving a checkpoint")
+        return bool(gone)
 
 
 def describe(metrics: Mapping[str, float]) -> str:
@@ -112,6 +136,7 @@ def train_rank(
     warn: Callable[[str], None],
     advance: Callable[[int], None],
     stop_requested: Callable[[], bool],
+    watch: Watch | None = None,
 ) -> None:
     """Train on this rank to the end; rank 0 then writes the model folder.
 
@@ -127,6 +152,7 @@ def train_rank(
         warn=warn,
         advance=advance,
         stop_requested=stop_requested,
+        watch=watch or Watch(),
     )
     checkpoints = checkpoint_store(config)
     if collectives.rank() == 0 and (step := checkpoints.latest()) is not None:

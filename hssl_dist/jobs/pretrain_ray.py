@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import ray
-from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, get_preemption_info
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -33,7 +33,7 @@ from hssl_dist.errors import (
     TrainingError,
     UsageError,
 )
-from hssl_dist.jobs.pretrain_rank import train_rank, watched
+from hssl_dist.jobs.pretrain_rank import Watch, train_rank, watched
 from hssl_dist.records import Lineage
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ _FINAL_ON_ONE = (CorruptError, OutOfMemoryError)
 _POLL_S = 0.25
 _HEALTH_CHECK_S = 0.5
 _SAY_S = 5.0
+_LOOK_S = 5.0
 
 
 @ray.remote(num_cpus=0)
@@ -198,6 +199,7 @@ def _train_worker(settings: dict[str, Any]) -> None:
                 warn=lambda line: liaison.say.remote(f"warning: {line}") if lead else None,
                 advance=lambda _: None,
                 stop_requested=_asked_now_and_then(liaison) if lead else lambda: False,
+                watch=_RayWatch(lead),
             )
     except Interrupted:
         end: Literal["done", "interrupted"] | HsslError = "interrupted"
@@ -210,6 +212,34 @@ def _train_worker(settings: dict[str, Any]) -> None:
         end = "done"
     if lead:
         ray.get(liaison.conclude.remote(end))
+
+
+class _RayWatch(Watch):
+    """What Ray Train says of nodes that are drained, as those of a cloud are before they are reclaimed.
+
+    Asking is a barrier of all workers, so rank 0 decides when.
+    """
+
+    def __init__(self, lead: bool) -> None:
+        self._lead, self._next_s = lead, time.monotonic() + _LOOK_S
+        self._known: set[str] = set()
+
+    def is_due(self) -> bool:
+        """Rank 0's say, every few seconds."""
+        if not self._lead or time.monotonic() < self._next_s:
+            return False
+        self._next_s = time.monotonic() + _LOOK_S
+        return True
+
+    def going(self) -> str:
+        """The nodes that were not known to go."""
+        info = get_preemption_info()
+        new = set() if info is None else set(info.preempted_node_ids) - self._known
+        if info is None or not new:
+            return ""
+        self._known |= new
+        ranks = sorted({rank for node in new for rank in info.preempted_node_to_ranks[node]})
+        return f"the node of rank {', '.join(map(str, ranks))} is"
 
 
 def _asked_now_and_then(liaison: Any) -> Callable[[], bool]:

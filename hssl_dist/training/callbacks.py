@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 class Callbacks(Protocol):
-    """Only `should_stop` is called on every rank, the rest on rank 0 alone."""
+    """What begins with `on_` is called on rank 0 alone, the rest on every rank."""
 
     def on_step(self, step: int) -> None:
         """Optimiser step `step` (from 1) is done."""
@@ -25,3 +25,11 @@ class Callbacks(Protocol):
 
     def should_stop(self) -> bool:
         """Whether to save a checkpoint and stop after this step; one rank that says so stops all."""
+
+    def should_look(self) -> bool:
+        """Whether it is time to ask `is_losing_ranks`; one rank that says so has all ask, after this step."""
+
+    def is_losing_ranks(self) -> bool:
+        """Whether machines of this run are about to be taken away, so that a checkpoint is due; told once of
+        each such event, on all ranks after the same step.
+        """

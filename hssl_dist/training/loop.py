@@ -7,6 +7,7 @@ writes checkpoints and reports. Checkpoints must be where every rank can read th
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from contextlib import closing
@@ -124,6 +125,14 @@ class _Interval:
     start_s: float = field(default_factory=time.monotonic)
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What any rank was asked, after a step."""
+
+    stop: bool
+    look: bool
+
+
 class _Loop:
     """State of the loop on one rank; `step` counts the optimiser steps done."""
 
@@ -224,12 +233,12 @@ class _Loop:
                     warmup_steps=settings.warmup_steps,
                     steps=last - first,
                 )
-                stop = self._train_step(stage, batch, wrapped, optimiser, rate, settings.clip_norm)
+                asked = self._train_step(stage, batch, wrapped, optimiser, rate, settings.clip_norm)
                 self.writer.poll()
-                wait = stop or self.step == last
+                wait = asked.stop or self.step == last or (asked.look and self.callbacks.is_losing_ranks())
                 if wait or self.step % self.config.checkpoint.every_steps == 0:
                     self.save(stage, optimiser, wait=wait)
-                if stop and self.step < last:
+                if asked.stop and self.step < last:
                     collectives.barrier(self.config.collective_timeout_s)
                     raise Interrupted(f"stopped after step {self.step}; run it again to go on")
 
@@ -241,15 +250,15 @@ class _Loop:
         optimiser: Optimiser,
         rate: float,
         clip_norm: float,
-    ) -> bool:
-        """One optimiser step. Returns whether any rank was asked to stop."""
+    ) -> _Asked:
+        """One optimiser step. Returns what any rank was asked."""
         watchdog.begin_step(batch.step)
         samples = self._samples(batch)
         optimiser.zero_grad()
         loss = backward(stage, samples, self.network, wrapped, self.config)
         norm = optimiser.clip(clip_norm)
         metrics = {"loss": loss.total, **{f"loss_{name}": term for name, term in loss.terms.items()}}
-        values, stop, finite = self._agree({**metrics, "gradient_norm": norm})
+        values, asked, finite = self._agree({**metrics, "gradient_norm": norm})
         if not finite:
             self._refuse(stage, batch, samples, values)
         optimiser.step(rate)
@@ -262,7 +271,7 @@ class _Loop:
             self._log({**values, "learning_rate": rate}, loss, samples)
         if collectives.rank() == 0:
             self.callbacks.on_step(self.step)
-        return stop
+        return asked
 
     def _samples(self, batch: Batch) -> Samples:
         """The batch as the objective wants it; regions stay where they are until a micro-batch needs them."""
@@ -277,14 +286,14 @@ class _Loop:
             seeds=batch.seeds,
         )
 
-    def _agree(self, metrics: Mapping[str, torch.Tensor]) -> tuple[dict[str, float], bool, bool]:
-        """Means over ranks, whether any rank was asked to stop, and whether all values are finite."""
+    def _agree(self, metrics: Mapping[str, torch.Tensor]) -> tuple[dict[str, float], _Asked, bool]:
+        """Means over ranks, what any rank was asked, and whether all values are finite."""
         own = torch.stack([value.detach().double() for value in metrics.values()])
-        asked = own.new_tensor([float(self.callbacks.should_stop())])
-        total = collectives.all_reduce_sum(torch.cat((own, asked)))
-        means = (total[:-1] / collectives.world_size()).tolist()
-        finite = bool(torch.isfinite(total).all())
-        return dict(zip(metrics, means, strict=True)), bool(total[-1] > 0), finite
+        flags = (self.callbacks.should_stop(), self.callbacks.should_look())
+        numbers = collectives.all_reduce_sum(torch.cat((own, own.new_tensor(flags)))).tolist()
+        *sums, stop, look = numbers
+        means = {name: total / collectives.world_size() for name, total in zip(metrics, sums, strict=True)}
+        return means, _Asked(stop > 0, look > 0), all(map(math.isfinite, numbers))
 
     def _refuse(self, stage: Stage, batch: Batch, samples: Samples, values: Mapping[str, float]) -> NoReturn:
         """Raise NonFiniteError on all ranks, naming the samples: bad regions, else bad outputs, else all."""
