@@ -32,7 +32,7 @@ from hssl_dist.config.network import NetworkConfig
 from hssl_dist.config.pretrain import CheckpointConfig, PretrainConfig, SamplingConfig, StageConfig
 from hssl_dist.records import Shape
 from hssl_dist.store import open_reader, read_manifests
-from hssl_dist.training.checkpoint import CheckpointStore, Snapshot
+from hssl_dist.training.checkpoint import Checkpoint, CheckpointStore, Snapshot
 from hssl_dist.training.loop import run_pretraining, stage_steps
 
 BOUND = 0.02
@@ -96,17 +96,19 @@ class Clock:
 
 
 class TimedStore(CheckpointStore):
-    """A store that notes how long its writes take."""
+    """A store that notes how long its writes take, and the last snapshot of each stage."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
         self.write_ms: dict[int, float] = {}
+        self.snapshots: dict[str, Snapshot] = {}
 
     def write(self, snapshot: Snapshot, *, series: str = "", score: float | None = None) -> str:
         """See `CheckpointStore.write`."""
         start_s = time.perf_counter()
         url = super().write(snapshot, series=series, score=score)
         self.write_ms[snapshot.step] = (time.perf_counter() - start_s) * 1e3
+        self.snapshots[series] = snapshot
         return url
 
 
@@ -132,8 +134,8 @@ def measure(folder: Path, size: Size, rounds: int) -> dict[str, Any]:
                     "cost_ms": cost_s * 1e3,
                     "share": cost_s / (INTERVAL * plain_s),
                     "write_ms": statistics.median(writes),
-                    "copy_ms": _copy_ms(store, last),
-                    "size_mib": _size_mib(store, last),
+                    "copy_ms": _copy_ms(store.snapshots[stage]),
+                    "size_mib": _size_mib(store.snapshots[stage]),
                 }
             )
     stages = {stage: _medians(rows) for stage, rows in found.items()}
@@ -147,9 +149,10 @@ def _train(folder: Path, name: str, config: PretrainConfig) -> tuple[Clock, Time
     return clock, store
 
 
-def _copy_ms(store: CheckpointStore, step: int) -> float:
-    """The median time of a snapshot of what a checkpoint holds."""
-    checkpoint, taken = store.load(step), []
+def _copy_ms(snapshot: Snapshot) -> float:
+    """The median time of copying what a snapshot holds once more."""
+    state, taken = json.loads(snapshot.state), []
+    checkpoint = Checkpoint(snapshot.step, snapshot.model, snapshot.optimizer, state)
     for _ in range(_COPIES):
         start_s = time.perf_counter()
         Snapshot.of(checkpoint)
@@ -157,8 +160,8 @@ def _copy_ms(store: CheckpointStore, step: int) -> float:
     return statistics.median(taken)
 
 
-def _size_mib(store: CheckpointStore, step: int) -> float:
-    return sum(len(data) for _, data in Snapshot.of(store.load(step)).contents()) / (1 << 20)
+def _size_mib(snapshot: Snapshot) -> float:
+    return sum(len(data) for _, data in snapshot.contents()) / (1 << 20)
 
 
 def _medians(rows: list[dict[str, float]]) -> dict[str, dict[str, float]]:
