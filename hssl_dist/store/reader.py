@@ -172,14 +172,14 @@ class StoreReader:
 
     def image(self, record: CaseRecord) -> Float32[np.ndarray, "channel z y x"]:
         """See `Reader`."""
-        self._open(record, layout.IMAGE_ARRAY)  # nothing is taken on the record's word alone
+        self._check_shape(record, layout.IMAGE_ARRAY)
         out = np.empty((len(record.modalities), *record.shape), np.float32)
         self._deliver([_of_image(record, _whole(record, c), row) for c, row in enumerate(out)], _values)
         return out
 
     def label(self, record: CaseRecord) -> UInt8[np.ndarray, "z y x"]:
         """See `Reader`."""
-        self._open(record, layout.LABEL_ARRAY)
+        self._check_shape(record, layout.LABEL_ARRAY)
         return self.label_region(record, _whole(record, 0))
 
     def region(self, record: CaseRecord, region: Region) -> Float32[np.ndarray, "z y x"]:
@@ -239,7 +239,8 @@ class StoreReader:
         absent: dict[str, list[_Piece]] = {}
         for piece in pieces:
             key = volume_key(piece.record, piece.array, piece.channel)
-            if (volume := self._cache.get(key)) is not None:
+            volume = self._cache.get(key)
+            if volume is not None and volume.values.shape == piece.record.shape:
                 ready.append((piece, volume))
             else:
                 absent.setdefault(key, []).append(piece)
@@ -264,6 +265,14 @@ class StoreReader:
             form = VolumeForm(stored.dtype, piece.record.shape, stored.scaling)
             in_array = tuple(part.stop - part.start for part in whole)
             return cache.add(key, form, lambda values: stored.read_into(whole, values.reshape(in_array)))
+
+    def _check_shape(self, record: CaseRecord, array: str) -> None:
+        """Raise StoreError before memory for a whole volume is taken on its record's word alone."""
+        if self._cache is not None:
+            volume = self._cache.get(volume_key(record, array, 0))
+            if volume is not None and volume.values.shape == record.shape:
+                return
+        self._open(record, array)
 
     def _open(self, record: CaseRecord, array: str) -> StoredArray:
         """An array of a case. Raises StoreError if it is not of the shape that the record says."""

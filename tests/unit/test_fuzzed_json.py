@@ -18,7 +18,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hssl_dist.config.parts import SplitConfig
+from hssl_dist.config.parts import CacheConfig, SplitConfig
 from hssl_dist.config.preprocess import DatasetConfig
 from hssl_dist.console import Console
 from hssl_dist.datasets import discover
@@ -202,9 +202,13 @@ def resealed(lines: list[bytes]) -> bytes:
         *({"shape": shape} for shape in ([0, 16, 16], [-6, 16, 16], [6, 16, 17], [1, 1, 1], [2**40] * 3)),
     ],
 )
-@pytest.mark.parametrize("kind", ["tensorstore", "zarr"])
-def test_a_record_at_odds_with_itself_or_its_objects_is_refused(store, kind, changes):
+@pytest.mark.parametrize("kind", ["tensorstore", "zarr", "cached"])
+def test_a_record_at_odds_with_itself_or_its_objects_is_refused(store, tmp_path, kind, changes):
     root, lines = store
+    cache = CacheConfig(folder=str(tmp_path)) if kind == "cached" else None
+    healthy = read_whole_manifest(str(root), "toy").cases[0]
+    open_reader(str(root), cache=cache).image(healthy)
+    open_reader(str(root), cache=cache).label(healthy)
     path = root / "toy/manifest.jsonl"
     whole = path.read_bytes()
     case = json.loads(lines[1])
@@ -216,7 +220,7 @@ def test_a_record_at_odds_with_itself_or_its_objects_is_refused(store, kind, cha
 
     def read() -> None:
         (record,) = read_whole_manifest(str(root), "toy").cases
-        reader = open_reader(str(root), kind)
+        reader = open_reader(str(root), "zarr" if kind == "zarr" else "tensorstore", cache)
         image = value_or_refusal(lambda: reader.image(record), StoreError)
         label = value_or_refusal(lambda: reader.label(record), StoreError)
         region = Region("toy", record.id, 0, (0, 0, 0), (3, 4, 5))
