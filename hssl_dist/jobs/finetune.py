@@ -113,9 +113,7 @@ def _run_here(config: FinetuneConfig, console: Console, should_stop: Callable[[]
     params = config.model_dump(mode="json", exclude=_WHERE_NOT_WHAT)
     tags = {"hssl.job": "finetune", "hssl.dataset": config.dataset}
     console.say(_opening(config, patients, start, past))
-    with start_run(
-        config.tracking, config.name, params, tags, origin, warn=console.warn, folder=place
-    ) as tracked:
+    with start_run(config.tracking, config.name, params, tags, origin, None, console.warn, place) as tracked:
         tracked.log_history(saved_history(saving.store))  # what a killed process may not have sent
         tracked.log_json("config.json", params)
         tracked.log_json("patients.json", patients.as_json(config))

@@ -18,7 +18,10 @@ def metric_history(config: TrackingConfig, run_id: str) -> dict[str, list[tuple[
     client = connect(config)
     with refusals(config, f"reading the metrics of the run {run_id!r}"):
         history: dict[str, list[tuple[int, float]]] = {}
-        for name in sorted(known_run(client, config, run_id).data.metrics):
-            entries = sorted(client.get_metric_history(run_id, name), key=lambda entry: entry.timestamp)
+        run = known_run(client, config, run_id)
+        for name in sorted(run.data.metrics):
+            entries = sorted(
+                client.get_metric_history(run.info.run_id, name), key=lambda entry: entry.timestamp
+            )
             history[name] = sorted({int(entry.step): float(entry.value) for entry in entries}.items())
     return history

@@ -223,7 +223,7 @@ def test_a_replay_that_is_killed_after_any_operation_and_repeated_sends_each_thi
     assert_whole(server.tracking, run_id, 30)
     client = connect(server.tracking)
     assert client.get_run(run_id).info.status == "FINISHED"
-    assert [version.version for version in client.search_model_versions("name = 'replayed'")] == [1]
+    assert [str(version.version) for version in client.search_model_versions("name = 'replayed'")] == ["1"]
     experiment = client.get_experiment_by_name("tests").experiment_id
     assert len(client.search_logged_models([experiment], filter_string=f"source_run_id = '{run_id}'")) == 1
 
