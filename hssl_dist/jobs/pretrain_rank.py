@@ -64,7 +64,7 @@ class Watch:
         return False
 
     def going(self) -> str:
-        """What is going, such as `the node of rank 1 is`, once for each time it happens; all ranks ask at once."""
+        """What is going, such as `the node of rank 1 is`, once for each such event; all ranks ask at once."""
         return ""
 
 
