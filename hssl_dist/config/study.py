@@ -185,6 +185,15 @@ class TaskConfig(Part):
         return over(base, changed)
 
 
+class OnlyConfig(Part):
+    """A share of a study's work; of what is left out here there are results when some run has had it."""
+
+    tasks: tuple[str, ...] = ()
+    """Datasets of tasks; all if empty."""
+    seeds: tuple[int, ...] = ()
+    """Seeds; all if empty."""
+
+
 class StudyConfig(JobConfig):
     """Compare ways of pretraining with training from scratch, by the Dice that few labels give."""
 
@@ -204,6 +213,8 @@ class StudyConfig(JobConfig):
     """Of all tasks; pretraining never sees a scan of its test patients."""
     part: Literal["validation", "test"] = "validation"
     """Patients to score; `test` is for the one study that reports."""
+    only: OnlyConfig = OnlyConfig()
+    """What to run now. It changes nothing of what the study is, which is settled before the first look."""
     look_again: bool = False
     """Score test patients although a study of another config has done so; the report tells."""
     main_arm: Label | None = None
@@ -281,6 +292,9 @@ class StudyConfig(JobConfig):
             raise ValueError(
                 f"main_arm or compare names {unknown[0]!r}; the arms are {', '.join(lists['arms'])}"
             )
+        for key, known in (("tasks", lists["tasks"]), ("seeds", lists["seeds"])):
+            if unknown := [value for value in getattr(self.only, key) if value not in known]:
+                raise ValueError(f"only.{key} has {unknown[0]!r}; {key} are {', '.join(map(str, known))}")
         for task in self.tasks:
             self._check_patches(task)
         samples = {
@@ -292,6 +306,12 @@ class StudyConfig(JobConfig):
         if not self.unmatched_budgets:
             self._check_budgets(samples)
         return self
+
+    @property
+    def asked(self) -> tuple[set[str], set[int]]:
+        """Datasets of the tasks, and the seeds, that are to be run now."""
+        tasks = self.only.tasks or tuple(task.dataset for task in self.tasks)
+        return set(tasks), set(self.only.seeds or self.seeds)
 
     def network(self, arm: ArmConfig, task: TaskConfig) -> NetworkConfig:
         """The network of an arm's cells and pretrainings for a task. Raises ValueError, in one line."""

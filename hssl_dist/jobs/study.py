@@ -46,7 +46,8 @@ if TYPE_CHECKING:
     from hssl_dist.config.study import StudyConfig
     from hssl_dist.console import Console
 
-_WITHOUT_SECRETS = {"tracking"}
+_NOT_LOGGED = {"tracking", "only"}
+"""Keys with secrets, and of one run rather than of the study."""
 
 
 @dataclass(slots=True)
@@ -80,7 +81,7 @@ def run(config: StudyConfig, console: Console) -> Outcome:
     state = _take_up(config, plan, manifests)
     ledger = Ledger(config, manifests)
     ledger.check()
-    if state.left(plan):
+    if state.left(plan.asked(config)):
         try:
             with stop_requests() as should_stop:
                 _go_on(config, manifests, state, ledger, console, should_stop)
@@ -185,14 +186,15 @@ def _go_on(
     tracked = _start_run(config, manifests, state, ledger, console)
     nested = config.model_copy(update={"tracking": config.tracking.model_copy(update={"parent": tracked.id})})
     plan = Plan.of(nested)
+    asked = plan.asked(nested)
     status: Literal["done", "failed", "interrupted"] = "failed"
     try:
         with ExitStack() as stack:
             if config.runner == "ray":
                 stack.enter_context(cluster.connect(config.ray, console))
-            _pretrain(nested, plan, state, console, should_stop)
+            _pretrain(nested, asked, state, console, should_stop)
             ledger.note()
-            _fill_cells(nested, plan, state, tracked, console, should_stop)
+            _fill_cells(nested, asked, state, tracked, console, should_stop)
         status = "failed" if state.failed else "done"
     except (Interrupted, KeyboardInterrupt):
         status = "interrupted"
@@ -210,7 +212,7 @@ def _start_run(
     console: Console,
 ) -> Run:
     """The study's own run, the same one every time."""
-    params = config.model_dump(mode="json", exclude=_WITHOUT_SECRETS)
+    params = config.model_dump(mode="json", exclude=_NOT_LOGGED)
     tracked = start_run(
         config.tracking,
         config.name,
@@ -239,7 +241,7 @@ def _pretrain(
             state.failed[item.name] = result.reason
         else:
             state.pretrained[item.name] = result
-            _put_json(_pretrained_url(config), _pretrained(config, plan, state))
+            _put_json(_pretrained_url(config), _pretrained(config, state))
         _tell(console, f"pretraining {number} of {len(left)}, {item.name}", result)
 
 
@@ -278,11 +280,11 @@ def _tell(console: Console, what: str, result: object) -> None:
 # ----------------------------------------------------------------------------------------------- what is told
 
 
-def _pretrained(config: StudyConfig, plan: Plan, state: _State) -> list[dict[str, Any]]:
+def _pretrained(config: StudyConfig, state: _State) -> list[dict[str, Any]]:
     """The finished pretrainings in the plan's order, then those of a time when the plan was another."""
-    planned = {item.name for item in plan.pretrainings}
-    others = [entry for entry in _read_json(_pretrained_url(config)) or [] if entry["name"] not in planned]
-    finished = [state.pretrained[item.name] for item in plan.pretrainings if item.name in state.pretrained]
+    order = [item.name for item in Plan.of(config).pretrainings]
+    others = [entry for entry in _read_json(_pretrained_url(config)) or [] if entry["name"] not in order]
+    finished = [state.pretrained[name] for name in order if name in state.pretrained]
     return [*(result.model_dump(mode="json") for result in finished), *others]
 
 

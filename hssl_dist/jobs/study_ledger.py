@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _WHERE_NOT_WHAT = {
     "store", "cache", "runs", "output", "tracking", "runner", "ray", "threads", "checkpoint", "look_again",
+    "only",
 }  # fmt: skip
 """Keys that do not make a study another one."""
 
@@ -75,7 +76,9 @@ class Ledger:
     def note(self) -> None:
         """Write that this study looks, before it does; once for a config and its patients."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        for dataset, patients in self._patients.items():
+        asked, _ = self._config.asked
+        for dataset in sorted(asked):
+            patients = self._patients[dataset]
             looks = self._read(dataset)
             config = self._hashes[dataset]
             if any(look.config == config and look.patients == patients for look in looks):

@@ -60,6 +60,18 @@ class Plan:
     pretrainings: tuple[Pretraining, ...]
     cells: tuple[Cell, ...]
 
+    def asked(self, config: StudyConfig) -> Plan:
+        """The part of it that `config.only` asks for."""
+        tasks, seeds = config.asked
+        return Plan(
+            tuple(
+                item
+                for item in self.pretrainings
+                if item.config.seed in seeds and not tasks.isdisjoint(item.tasks)
+            ),
+            tuple(cell for cell in self.cells if cell.seed in seeds and cell.task.dataset in tasks),
+        )
+
     @classmethod
     def of(cls, config: StudyConfig) -> Plan:
         """The plan of a config: each pretraining once, whatever number of cells starts from it."""

@@ -1,0 +1,79 @@
+"""A study run in slices: the same study as one that is run at once, with one look at its test patients."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hssl_dist.config.study import StudyConfig
+from hssl_dist.console import Console
+from hssl_dist.jobs import study
+from hssl_dist.records import Outcome
+from tests.tiny_study import TASKS, config, write_store
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of two tasks."""
+    folder = tmp_path_factory.mktemp("slices")
+    write_store(folder)
+    return folder
+
+
+def run(settings: StudyConfig) -> Outcome:
+    return study.run(settings, Console(io.StringIO()))
+
+
+def cells(settings: StudyConfig) -> dict[str, Any]:
+    """What the cells came to, by their ids."""
+    files = sorted((Path(settings.results) / "cells").iterdir())
+    whole = {file.stem: json.loads(file.read_text()) for file in files}
+    return {
+        name: {key: cell[key] for key in ("labelled", "curve", "best_step", "cases")}
+        for name, cell in whole.items()
+    }
+
+
+def looks(settings: StudyConfig, task: str) -> list[dict[str, Any]]:
+    file = Path(settings.runs) / "reporting" / f"{task}.json"
+    return json.loads(file.read_text()) if file.exists() else []
+
+
+def test_slices_make_the_study_that_is_run_at_once(folder: Path) -> None:
+    whole = config(folder, name="whole", seeds=(0, 1))
+    run(whole)
+
+    def sliced(**changes: Any) -> StudyConfig:
+        own = {"runs": str(folder / "sliced"), "tracking": {"uri": f"sqlite:///{folder}/sliced.db"}}
+        return config(folder, name="sliced", seeds=(0, 1), **own | changes)
+
+    first, second = TASKS
+    slices = [
+        {"tasks": [first], "seeds": [0]},
+        {"tasks": [second], "seeds": [0]},
+        {"seeds": [1]},
+    ]
+    done = []
+    for number, only in enumerate(slices):
+        for part in ("validation", "test"):
+            outcome = run(sliced(part=part, only=only))
+            assert outcome.status == "done"
+        done.append(outcome.summary["cells"])
+        names = set(cells(sliced()))
+        assert all(name.startswith(f"{first}-") for name in names) == (number == 0)
+        assert any("-r1-" in name for name in names) == (number == 2)
+        looked = {task: len(looks(sliced(), task)) for task in TASKS}
+        assert looked == {first: 2, second: 2 if number else 0}
+    assert done == [2, 4, 8]
+
+    # Pretraining's seeds and content are the same, so networks and scores are, to the last bit.
+    assert {name: cell["cases"] for name, cell in cells(sliced()).items()} == {
+        name: cell["cases"] for name, cell in cells(whole).items()
+    }
+    assert cells(sliced()) == cells(whole)
+    counted = run(sliced(part="test")).summary["looks"]
+    assert {task: entry["looks"] for task, entry in counted.items()} == dict.fromkeys(TASKS, 1)
