@@ -1,7 +1,8 @@
 """The Ray cluster a job runs on: the one it is in, the one the config names, or a local one.
 
-A local cluster lives as long as the context. Its ports are closed to others by a token that only this process
-and its children know (in the environment, never on disk), unless `RAY_AUTH_MODE` says otherwise.
+A local cluster lives as long as the context. It listens on loopback alone, and there its ports are closed to
+others by a token that only this process and its children know (in the environment, never on disk), unless
+`RAY_AUTH_MODE` says otherwise.
 """
 
 from __future__ import annotations
@@ -34,15 +35,18 @@ def connect(config: RayConfig, console: Console, *, worker_output: bool = False)
     (set for the entrypoints of cluster jobs) name a running cluster; without either a local one is started.
     `worker_output` shows what the workers print. Raises MissingError if no cluster answers at the address.
     """
+    address = config.address or os.environ.get("RAY_ADDRESS")
     # Read by `import ray` itself, so before it; and it takes half a second, so only when a job needs it.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if address is None:
+        # A cluster of one node, as Ray has it on systems other than Linux: it listens on loopback alone.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     import ray
 
     if ray.is_initialized():
         yield
         return
     options: dict[str, Any] = {"log_to_driver": worker_output, "logging_level": "error"}
-    address = config.address or os.environ.get("RAY_ADDRESS")
     with _sigterm_kept():
         if address is None:
             _start_local(config, console, options)
@@ -123,8 +127,8 @@ def _knock(address: str) -> None:
 def _start_local(config: RayConfig, console: Console, options: dict[str, Any]) -> None:
     import ray
 
-    # Ray's ports are open on all interfaces and run any code they are sent. Ray turns its token on by itself;
-    # given one in the environment it does not write ~/.ray/auth_token.
+    # Ray's ports run any code they are sent. Ray turns its token on by itself; given one in the environment
+    # it does not write ~/.ray/auth_token.
     if "RAY_AUTH_MODE" not in os.environ:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     # Without the dashboard its agent fills the log with complaints; it costs 1.7 s and answers on loopback.

@@ -127,9 +127,9 @@ class Counts:
 class S3Server:
     """Context manager of a running server. What it stores in `folder` is there again when started anew."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, secret_key: str = SECRET_KEY) -> None:
         self.folder = folder
-        self.access_key, self.secret_key, self.region = ACCESS_KEY, SECRET_KEY, REGION
+        self.access_key, self.secret_key, self.region = ACCESS_KEY, secret_key, REGION
         self.endpoint = ""
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -257,7 +257,7 @@ class S3Server:
             cache="cache" if "memcached" in ports else "",
             memcached=f"127.0.0.1:{ports.get('memcached', 0)}",
             region=REGION,
-            secret=SECRET_KEY,
+            secret=self.secret_key,
         )
         for kind in (*_BACKENDS, "proxy"):
             common = _COMMON.format(port=ports[kind], user=user, folder=self.folder)
