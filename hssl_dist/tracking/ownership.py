@@ -6,9 +6,10 @@ ends. Object storage has no locks, so there the owner leaves a record with a lea
     owner-00000007.json     who, for what (`run` or `sync`), and when it last said so
 
 A record is made only if there is none of its number, and looked at again after a moment: some storage (Swift)
-lets several pass that ask at once, of whom the last one stays. Whoever makes the next number owns the spool, and an older owner, should it still live, finds so before it writes or sends anything more. A run takes
-over from a run at once: it is the same one, started again. Everyone waits for a sync, and a sync for a run,
-until the lease has passed. The machines' clocks must agree to within `_SKEW_S`.
+lets several pass that ask at once, of whom the last one stays. Whoever makes the next number owns the spool,
+and an older owner, should it still live, finds so before it writes or sends anything more. A run takes over
+from a run at once: it is the same one, started again. Everyone waits for a sync, and a sync for a run, until
+the lease has passed. The machines' clocks must agree to within `_SKEW_S`.
 """
 
 from __future__ import annotations
