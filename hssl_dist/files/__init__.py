@@ -226,9 +226,11 @@ def write(url: str, data: bytes, *, durable: bool = False) -> None:
 
 
 def create(url: str, data: bytes) -> bool:
-    """Put a file, whole, unless there is one of that name; whether it was put. One of many that try succeeds.
+    """Put a file, whole, unless there is one of that name; whether it was put.
 
-    A put that was retried after its answer was lost may find its own file: compare what is there.
+    Of several that try at once one succeeds, on local disk and S3. Other storage may look before it writes
+    (Swift) and let several pass; and a put that is retried after its answer was lost finds its own file. So
+    read what is there.
     """
     if is_local(url):
         target = Path(url)

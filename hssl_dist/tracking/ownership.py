@@ -5,10 +5,11 @@ ends. Object storage has no locks, so there the owner leaves a record with a lea
 
     owner-00000007.json     who, for what (`run` or `sync`), and when it last said so
 
-A record is made only if there is none of its number. Whoever makes the next number owns the spool from then
-on, and an older owner, should it still live, finds so before it writes or sends anything more. A run takes
-over from a run at once: it is the same one, started again. Everyone waits for a sync, and a sync for a run,
-until the lease has passed. The machines' clocks must agree to within `_SKEW_S`.
+A record is made only if there is none of its number, and looked at again after a moment: some storage (Swift)
+lets several pass that ask at once, of whom the last one stays. Whoever makes the next number owns the spool,
+and an older owner, should it still live, finds so before it writes or sends anything more. A run takes over
+from a run at once: it is the same one, started again. Everyone waits for a sync, and a sync for a run, until
+the lease has passed. The machines' clocks must agree to within `_SKEW_S`.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ LEASE_S = 180.0
 _SKEW_S = 60.0
 _RENEW_S = 30.0
 _POLL_S = 0.2
+_SETTLE_S = 1.0
 _RECORD = re.compile(r"owner-(\d{8})\.json")
 
 
@@ -66,11 +68,12 @@ class Ownership:
         if self._lock is not None:
             return
         numbers = self._numbers()
-        if self._number is None or not numbers or numbers[-1] != self._number:
+        number = self._number
+        if number is None or numbers[-1:] != [number] or self._read(number).get("id") != self._id:
             self._number, self._lost = None, True  # for good: two would take it from each other for ever
             raise BusyError(f"{self._folder} was taken over by another process of the same run")
         if time.monotonic() - self._renewed_s >= _RENEW_S:
-            files.write(self._url(self._number), self._record())
+            files.write(self._url(number), self._record())
             self._renewed_s = time.monotonic()
 
     def release(self) -> None:
@@ -106,8 +109,9 @@ class Ownership:
             return False
         number = numbers[-1] + 1 if numbers else 1
         url = self._url(number)
-        # A retried request whose first answer was lost finds its own record there.
-        if not files.create(url, self._record()) and self._read(number).get("id") != self._id:
+        files.create(url, self._record())
+        time.sleep(_SETTLE_S)
+        if self._read(number).get("id") != self._id:  # also our own if a request was retried
             return False
         self._number, self._renewed_s = number, time.monotonic()
         for older in numbers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 
 import pytest
 
@@ -12,21 +13,32 @@ from hssl_dist.tracking.ownership import BusyError, Ownership
 from hssl_dist.tracking.spool import Entry, Spool, waiting
 
 
-def test_one_of_many_that_create_a_file_succeeds(s3_bucket: str) -> None:
+def test_a_file_that_is_there_is_not_created_again(s3_bucket: str) -> None:
     url = files.join(s3_bucket, "one")
-    made: list[bytes] = []
+    assert files.create(url, b"first")
+    assert not files.create(url, b"second")
+    assert files.read(url) == b"first"
 
-    def attempt(data: bytes) -> None:
-        if files.create(url, data):
-            made.append(data)
 
-    threads = [threading.Thread(target=attempt, args=(str(number).encode(),)) for number in range(8)]
+def test_one_of_many_that_claim_a_spool_at_once_owns_it(s3_bucket: str) -> None:
+    owners = [Ownership(files.join(s3_bucket, "claimed", "tracking"), "sync") for _ in range(6)]
+    together = threading.Barrier(len(owners), timeout=60)
+    owning: list[Ownership] = []
+
+    def attempt(owner: Ownership) -> None:
+        together.wait()
+        with suppress(BusyError):
+            owner.claim()
+            owning.append(owner)
+
+    threads = [threading.Thread(target=attempt, args=(owner,)) for owner in owners]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert len(made) == 1
-    assert files.read(url) == made[0]
+    assert len(owning) == 1
+    owning[0].check()
+    owning[0].release()
 
 
 def test_a_spool_is_owned_by_one_and_taken_over_by_the_same_run(s3_bucket: str) -> None:
