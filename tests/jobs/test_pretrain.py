@@ -21,6 +21,7 @@ from hssl_dist.jobs import pretrain
 from hssl_dist.networks.weights import load_model
 from hssl_dist.records import Outcome
 from hssl_dist.tracking import fetch_model
+from hssl_dist.tracking.history import metric_history
 from hssl_dist.training.checkpoint import CheckpointStore
 from tests.tiny_pretraining import config, write_store
 
@@ -202,6 +203,8 @@ def test_two_ray_workers_make_the_same_network(root: Path, whole: tuple[Outcome,
     assert outcome.status == "done"
     assert outcome.summary["steps"] == STEPS
     assert f"step {STEPS} of {STEPS}: loss" in said
+    history = metric_history(TrackingConfig(uri=f"sqlite:///{root}/mlflow.db"), outcome.summary["run_id"])
+    assert [step for step, _ in history["loss"]] == list(range(1, STEPS + 1))
     for key, value in whole[0].summary["metrics"].items():
         if key not in SPEED:
             assert outcome.summary["metrics"][key] == pytest.approx(value, rel=1e-2), key
