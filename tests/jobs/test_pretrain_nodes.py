@@ -11,11 +11,13 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from hssl_dist.config.parts import RayConfig, StoreConfig, TrackingConfig
+from hssl_dist.config.pretrain import CheckpointConfig
 from hssl_dist.networks.weights import ModelCard, load_model
 from tests.tiny_pretraining import config, write_store
 
 pytestmark = pytest.mark.slow
 DEADLINE_S = 240.0
+STEPS = 3000
 SPEED = ("samples_per_s", "data_wait_share")
 
 
@@ -37,13 +39,28 @@ def command(folder: Path, name: str, **changes: Any) -> list[str]:
         runs=str(folder / "runs"),
         tracking=TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db"),
         register_as="tiny-unet",
-        # Long enough to lose a node and gain one before it ends.
-        encoder=config().encoder.model_copy(update={"steps": 300}),
+        # Long enough to lose a node and gain one before it ends, at a rate that lets roundings stay small.
+        encoder=config().encoder.model_copy(update={"steps": STEPS, "learning_rate": 1e-4}),
+        log_every_steps=10,
+        checkpoint=CheckpointConfig(every_steps=20),
         **changes,
     )
     path = folder / f"{name}.json"
     path.write_text(settings.model_dump_json())
     return [sys.executable, "-m", "hssl_dist.pretrain", "--config", str(path)]
+
+
+def drain(cluster: Cluster, node_id: str, seconds: int) -> None:
+    """Tell Ray that a node will be reclaimed in so many seconds, as an autoscaler does."""
+    subprocess.run(
+        [
+            *(str(Path(sys.executable).with_name("ray")), "drain-node", "--address", cluster.address),
+            *("--node-id", node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION"),
+            *("--reason-message", "reclaimed", "--deadline-remaining-seconds", str(seconds)),
+        ],
+        check=True,
+        timeout=DEADLINE_S,
+    )
 
 
 class Run:
@@ -84,10 +101,10 @@ def test_a_lost_node_shrinks_the_run_and_a_new_one_grows_it(cluster: Cluster, tm
     run = Run(command(tmp_path, "elastic", workers=[1, 2], resize_every_s=2.0, max_failures=1, **there))
     try:
         run.wait_for("training on 2 workers")
-        run.wait_for("step 5 of ")
+        run.wait_for("step 40 of ")
         cluster.remove_node(second, allow_graceful=False)
         run.wait_for("training on 1 worker")
-        run.wait_for("step 30 of ")
+        run.wait_for("step 100 of ")
         cluster.add_node(num_cpus=1)
         run.wait_for("training on 2 workers")
         assert run.end() == 0, run.lines[-20:]
@@ -99,3 +116,25 @@ def test_a_lost_node_shrinks_the_run_and_a_new_one_grows_it(cluster: Cluster, tm
     for key, value in card(tmp_path, "whole").metrics.items():
         if key not in SPEED:
             assert card(tmp_path, "elastic").metrics[key] == pytest.approx(value, rel=1e-2), key
+
+
+def test_a_node_that_will_be_taken_away_is_left_with_a_checkpoint(cluster: Cluster, tmp_path: Path) -> None:
+    write_store(str(tmp_path / "store"))
+    second = cluster.add_node(num_cpus=1)
+    there = {"runner": "ray", "ray": RayConfig(address=cluster.address)}
+    words = command(tmp_path, "drained", workers=[1, 2], max_failures=0, **there)
+    run = Run(words)
+    try:
+        run.wait_for("training on 2 workers")
+        run.wait_for("step 40 of ")
+        drain(cluster, second.node_id, 15)
+        run.wait_for("the node of rank ")
+        assert run.lines[-1].endswith(" is about to be taken away: saving a checkpoint\n")
+        run.wait_for("step ")
+        time.sleep(15)
+        cluster.remove_node(second, allow_graceful=False)
+        run.wait_for("training on 1 worker")
+        assert run.end() == 0, run.lines[-20:]
+    finally:
+        run.process.kill()
+        run.process.wait()
