@@ -90,6 +90,14 @@ class Clock:
         """Never."""
         return False
 
+    def should_look(self) -> bool:
+        """Never."""
+        return False
+
+    def is_losing_ranks(self) -> bool:
+        """Never."""
+        return False
+
     def step_s(self, first: int, last: int) -> float:
         """Mean time of the steps of a stage after its second; what follows a step counts to the next."""
         return (self.done_s[last] - self.done_s[first + 2]) / (last - first - 2)
