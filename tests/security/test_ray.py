@@ -100,8 +100,8 @@ def test_the_control_store_lets_no_stranger_in(
     assert done.stdout == ""
     assert done.stderr.splitlines()[-1] == (
         f"hssl_dist.errors.MissingError: no Ray cluster lets this process in at {local.gcs!r} (Failed to "
-        f"connect to Ray cluster at {local.gcs}); set RAY_AUTH_MODE and RAY_AUTH_TOKEN as on its nodes, or leave "
-        "ray.address and RAY_ADDRESS out for a local one"
+        f"connect to Ray cluster at {local.gcs}); set RAY_AUTH_MODE and RAY_AUTH_TOKEN as on its nodes, or "
+        "leave ray.address and RAY_ADDRESS out for a local one"
     )
     assert local.token not in done.stdout + done.stderr
 
