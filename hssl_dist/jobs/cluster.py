@@ -33,7 +33,8 @@ def connect(config: RayConfig, console: Console, *, worker_output: bool = False)
 
     A connection this process already has is used as it is. Otherwise `config.address`, then `RAY_ADDRESS`
     (set for the entrypoints of cluster jobs) name a running cluster; without either a local one is started.
-    `worker_output` shows what the workers print. Raises MissingError if no cluster answers at the address.
+    `worker_output` shows what the workers print. Raises MissingError if no cluster answers at the address or
+    lets this process in.
     """
     address = config.address or os.environ.get("RAY_ADDRESS")
     # Read by `import ray` itself, so before it; and it takes half a second, so only when a job needs it.
@@ -110,6 +111,12 @@ def _join(address: str, console: Console, options: dict[str, Any]) -> None:
         ray.init(address=address, **options)
     except (OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]
+        # Ray's own is a plain one, a socket's of a class below it: something listens, but lets nobody in.
+        if type(error) is ConnectionError:
+            raise MissingError(
+                f"no Ray cluster lets this process in at {address!r} ({reason}); set RAY_AUTH_MODE and "
+                "RAY_AUTH_TOKEN as on its nodes, or leave ray.address and RAY_ADDRESS out for a local one"
+            ) from error
         raise MissingError(
             f"no Ray cluster answers at {address!r} ({reason}); start one, or leave ray.address and "
             "RAY_ADDRESS out for a local one"

@@ -27,7 +27,7 @@ from tests.tiny_store import NETWORK
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
-VERB_TIMEOUT_S = 600
+VERB_TIMEOUT_S = 900
 BUCKET = "private"
 TRAINING = {"steps": 2, "patch_size": [4, 8, 8], "validate_every": 2, "log_every_steps": 1}
 PRETRAINING = {

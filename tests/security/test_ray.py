@@ -97,7 +97,12 @@ def test_the_control_store_lets_no_stranger_in(
 ) -> None:
     done = joined(local, token, tmp_path)
     assert done.returncode != 0
-    assert "let in" not in done.stdout
+    assert done.stdout == ""
+    assert done.stderr.splitlines()[-1] == (
+        f"hssl_dist.errors.MissingError: no Ray cluster lets this process in at {local.gcs!r} (Failed to "
+        f"connect to Ray cluster at {local.gcs}); set RAY_AUTH_MODE and RAY_AUTH_TOKEN as on its nodes, or "
+        "leave ray.address and RAY_ADDRESS out for a local one"
+    )
     assert local.token not in done.stdout + done.stderr
 
 
