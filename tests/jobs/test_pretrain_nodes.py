@@ -65,7 +65,7 @@ def drain(cluster: Cluster, node_id: str, seconds: int) -> None:
 
 
 class Run:
-    """A pretraining process whose lines are waited for; it is killed at the deadline, and when the block ends."""
+    """A pretraining process whose lines are waited for; killed at the deadline, and when the block ends."""
 
     def __init__(self, words: list[str]) -> None:
         self.process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -119,8 +119,7 @@ def test_a_lost_node_shrinks_the_run_and_a_new_one_grows_it(cluster: Cluster, tm
         assert run.end() == 0, run.lines[-20:]
 
     assert any(line.startswith("going on from the checkpoint of step ") for line in run.lines)
-    # Thousands of steps away, roundings have grown; that the trajectory is the same is for fewer steps to show
-    # (tests/distributed/test_pretraining.py).
+    # Thousands of steps away, roundings have grown; tests/distributed/test_pretraining.py compares closely.
     for key, value in card(tmp_path, "whole").metrics.items():
         if key not in SPEED:
             assert card(tmp_path, "elastic").metrics[key] == pytest.approx(value, rel=0.1), key
