@@ -234,7 +234,7 @@ def test_a_stored_case_that_turns_bad_leaves_the_store(configure, challenge):
     assert (summary["cases"], summary["written"], summary["removed"]) == (CASES - 1, 0, [])
     assert [item["id"] for item in summary["quarantined"]] == [name_of(5)]
     assert not Path(config.store.url, "toy", f"{name_of(5)}.zarr").exists()
-    assert not Path(config.store.url, "toy/records", f"{name_of(5)}.json").exists()
+    assert not Path(config.store.url, "toy/records", f"{name_of(5)}.jsonl").exists()
 
 
 def test_too_many_bad_files_fail_the_job_after_all_else_is_done(configure, challenge):

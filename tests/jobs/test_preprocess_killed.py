@@ -54,7 +54,7 @@ def start(root: Path, store: str) -> subprocess.Popen[str]:
 def kill_midway(process: subprocess.Popen[str], records: Path, count: int) -> None:
     """SIGKILL to the driver's process group once `count` cases are committed; waits until Ray is gone too."""
     deadline = time.monotonic() + 120
-    while len(list(records.glob("[!.]*.json"))) < count:
+    while len(list(records.glob("[!.]*.jsonl"))) < count:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -70,14 +70,14 @@ def test_a_killed_run_is_completed_to_the_same_bytes(tmp_path):
     write_challenge(tmp_path)
     records = tmp_path / "killed/toy/records"
     kill_midway(start(tmp_path, "killed"), records, CASES // 4)
-    left = [path.stem for path in records.glob("[!.]*.json")]
+    left = [path.stem for path in records.glob("[!.]*.jsonl")]
     assert CASES // 4 <= len(left) < CASES
     assert not (tmp_path / "killed/toy/manifest.jsonl").exists()
     committed = read_records(str(tmp_path / "killed"), "toy", left)
     for record in committed.values():
         for item in record.objects:
             assert files.sha256(f"{tmp_path}/killed/toy/{item.path}") == (item.sha256, item.size_bytes)
-    before = {path: path.stat().st_mtime_ns for path in records.glob("[!.]*.json")}
+    before = {path: path.stat().st_mtime_ns for path in records.glob("[!.]*.jsonl")}
 
     finished, unkilled = start(tmp_path, "killed"), start(tmp_path, "unkilled")
     for process in (finished, unkilled):

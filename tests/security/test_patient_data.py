@@ -41,7 +41,7 @@ OUTPUTS = (
     *(
         "store/msd/manifest.jsonl",
         "store/**/*.html",
-        "store/msd/quarantine/*.json",
+        "store/msd/quarantine/*.jsonl",
         "store/*/*.zarr/0/c/**/*",
     ),
     *("runs/*/**/*.safetensors", "mlflow.db", "mlartifacts/**/*.json", "mlartifacts/**/*.png"),
