@@ -119,7 +119,7 @@ def test_slow_and_hanging_answers(proxy: FaultyProxy, seen: list[str]) -> None:
     proxy.inject(Slow(seconds=0.2, bytes_per_s=1e6), times=1)
     start_s = time.monotonic()
     assert ask(proxy, body=bytes(200_000))[0] == 200
-    assert 0.4 <= time.monotonic() - start_s < 20.0
+    assert 0.35 <= time.monotonic() - start_s < 20.0  # 0.2 s and 200 kB at 1 MB/s; sleeps may end early
     proxy.inject(Hang(300.0), times=1)
     releasing = threading.Timer(0.2, proxy.clear)
     releasing.start()

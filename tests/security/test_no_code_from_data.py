@@ -33,9 +33,10 @@ from hssl_dist.networks.weights import load_model
 from hssl_dist.records import Case, Lineage, Region
 from hssl_dist.store import open_reader, read_manifest, write_manifest
 from hssl_dist.store.objects import describe
+from hssl_dist.store.sealed import seal, unseal
 from hssl_dist.tracking import fetch_model, start_run
 from hssl_dist.tracking.client import connect
-from hssl_dist.training.checkpoint import Checkpoint, CheckpointStore
+from hssl_dist.training.checkpoint import Checkpoint, CheckpointStore, CommitRecord, SavedFile
 from tests.models import segmentation_model
 from tests.security.payload import Payload
 from tests.tiny_model import save_tiny_model, write_scan
@@ -282,19 +283,17 @@ def test_a_hostile_checkpoint_is_refused_and_runs_nothing(tmp_path: Path, payloa
     add_code(place, payload)
     assert torch.equal(store.load(1).model["a"], tensors["a"])
     for path in sorted(place.glob("*.safetensors")):
-        whole, commit = path.read_bytes(), (place / "commit.json").read_text()
+        whole, sealed = path.read_bytes(), (place / "commit.json").read_bytes()
+        (line,) = unseal("commit.json", sealed)
         for data in (payload.pickled, payload.torch_zip):
             path.write_bytes(data)
-            sealed = json.loads(commit)
-            sealed["files"][path.name] |= {
-                "size_bytes": len(data),
-                "sha256": hashlib.sha256(data).hexdigest(),
-            }
-            (place / "commit.json").write_text(json.dumps(sealed))
+            commit = CommitRecord.model_validate_json(line)
+            commit.files[path.name] = SavedFile(size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+            (place / "commit.json").write_bytes(seal([commit]))
             with pytest.raises(CheckpointError, match="not in safetensors format"):
                 store.load(1)
         path.write_bytes(whole)
-        (place / "commit.json").write_text(commit)
+        (place / "commit.json").write_bytes(sealed)
     assert store.load(1).step == 1
 
 
