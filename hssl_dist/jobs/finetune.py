@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -24,9 +24,9 @@ import torch
 from hssl_dist import files
 from hssl_dist.config.finetune import FinetuneConfig
 from hssl_dist.console import Console
-from hssl_dist.errors import ConfigError
 from hssl_dist.jobs.ancestry import Ancestry, ancestry, leak_warning
 from hssl_dist.jobs.finetune_delivery import Delivered, deliver, ways
+from hssl_dist.jobs.finetune_patients import Patients, choose_patients
 from hssl_dist.jobs.finished import NOT_REGISTERED, read_done, write_done
 from hssl_dist.jobs.hardware import use_hardware
 from hssl_dist.jobs.lineage import lineage
@@ -35,17 +35,10 @@ from hssl_dist.jobs.starting import Start, starting_point
 from hssl_dist.jobs.stopping import stop_requests
 from hssl_dist.memory import within_memory
 from hssl_dist.networks.weights import ModelCard
-from hssl_dist.records import CaseRecord, Lineage, Manifest, Outcome, content_hash
+from hssl_dist.records import Lineage, Manifest, Outcome, content_hash
 from hssl_dist.report.curves import line_chart
 from hssl_dist.report.figures import png
-from hssl_dist.sampling.splits import (
-    Split,
-    label_order,
-    label_subset,
-    labelled_cases,
-    nested_sizes,
-    split_manifest,
-)
+from hssl_dist.sampling.splits import nested_sizes
 from hssl_dist.sampling.supervised import DRAWS_VERSION, SupervisedLoader
 from hssl_dist.store import open_reader, read_manifest
 from hssl_dist.tracking import Run, Version, start_run
@@ -101,7 +94,7 @@ def _run_here(config: FinetuneConfig, console: Console, should_stop: Callable[[]
     start_s = time.monotonic()
     device = use_hardware(config.threads)
     manifest = read_manifest(config.store.url, config.dataset)
-    patients = _choose_patients(config, manifest)
+    patients = choose_patients(config, manifest)
     start = starting_point(config, manifest.header)
     course, place = _trajectory(config, manifest, patients, start), files.join(config.runs, config.name)
     done = read_done(config.tracking, place, config.name, course)
@@ -135,7 +128,7 @@ def _run_here(config: FinetuneConfig, console: Console, should_stop: Callable[[]
 
 
 def _trajectory(
-    config: FinetuneConfig, manifest: Manifest, patients: _Patients, start: Start
+    config: FinetuneConfig, manifest: Manifest, patients: Patients, start: Start
 ) -> dict[str, Any]:
     """All that determines the result: no run is resumed, or taken as done, as another one. Plain JSON."""
     part = config.model_dump(mode="json", exclude=_WHERE_NOT_WHAT | {"name", "checkpoint"})
@@ -168,47 +161,10 @@ def _saving(
     return Saving(config.name, course, store, config.checkpoint, should_stop)
 
 
-# --------------------------------------------------------------------------------------------------- patients
+# --------------------------------------------------------------------------------------------------- training
 
 
-@dataclass(frozen=True, slots=True)
-class _Patients:
-    """All parts of the split, the training patients whose labels are used, and the cases to use."""
-
-    split: Split
-    labelled: tuple[str, ...]
-    training_cases: Sequence[CaseRecord]
-    validation_cases: Sequence[CaseRecord]
-
-    def as_json(self, config: FinetuneConfig) -> dict[str, Any]:
-        """What a model's card keeps of it, so that no later evaluation meets a training patient."""
-        return {
-            "config": config.split.model_dump(mode="json"),
-            "labels": config.labels.model_dump(mode="json"),
-            "labelled": list(self.labelled),
-            "label_order": label_order(self.split.train, config.labels.seed),
-            "train": list(self.split.train),
-            "validation": list(self.split.validation),
-            "test": list(self.split.test),
-        }
-
-
-def _choose_patients(config: FinetuneConfig, manifest: Manifest) -> _Patients:
-    if not manifest.header.classes:
-        raise ConfigError(f"dataset {config.dataset!r} has no classes to learn; choose one with labels")
-    split = split_manifest(manifest, config.split)
-    if not split.train:
-        raise ConfigError(
-            f"dataset {config.dataset!r} has no labelled patient left for training; "
-            "choose one with more labels, or lower split.test and split.validation"
-        )
-    labelled = label_subset(split.train, config.labels)
-    return _Patients(
-        split, labelled, labelled_cases(manifest, labelled), labelled_cases(manifest, split.validation)
-    )
-
-
-def _opening(config: FinetuneConfig, patients: _Patients, start: Start, past: Ancestry) -> str:
+def _opening(config: FinetuneConfig, patients: Patients, start: Start, past: Ancestry) -> str:
     split, seen = patients.split, past.test_pretrained_on
     told = f" ({len(seen)} of them pretrained on, without their labels)" if seen else ""
     origin = f"from {start.parent_model}: {start.report.summary}" if start.report else "from scratch"
@@ -217,9 +173,6 @@ def _opening(config: FinetuneConfig, patients: _Patients, start: Start, past: An
         f"({len(patients.training_cases)} cases), {len(split.validation)} for validation, "
         f"{len(split.test)} for testing{told}; {origin}"
     )
-
-
-# --------------------------------------------------------------------------------------------------- training
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +196,7 @@ class _Observer:
 def _train(
     config: FinetuneConfig,
     manifest: Manifest,
-    patients: _Patients,
+    patients: Patients,
     start: Start,
     device: torch.device,
     tracked: Run,
@@ -313,7 +266,7 @@ def _log_result(tracked: Run, delivered: Delivered) -> None:
 def _card(
     config: FinetuneConfig,
     manifest: Manifest,
-    patients: _Patients,
+    patients: Patients,
     start: Start,
     past: Ancestry,
     delivered: Delivered,
@@ -354,7 +307,7 @@ def _card(
 def _outcome(
     config: FinetuneConfig,
     card: ModelCard,
-    patients: _Patients,
+    patients: Patients,
     start: Start,
     delivered: Delivered,
     name: str,
