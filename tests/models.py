@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -106,3 +107,11 @@ def _random_weights(network: nn.Module) -> dict[str, Tensor]:
     for parameter in network.parameters():
         nn.init.normal_(parameter, mean=0.1, std=0.3, generator=generator)
     return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+
+
+def write_placeholder(folder: Path, weights: bytes = b"weights") -> Path:
+    """A folder that the registry takes for a model's; what is in it can be read as none."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(weights)
+    return folder

@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
 from hssl_dist.config.network import NetworkConfig
+from hssl_dist.config.parts import StoreConfig, TrackingConfig
 from hssl_dist.config.preprocess import StorageConfig
 from hssl_dist.config.pretrain import (
     CheckpointConfig,
@@ -220,3 +222,16 @@ def config(**changes: object) -> PretrainConfig:
         "checkpoint": CheckpointConfig(every_steps=2),
     }
     return PretrainConfig.model_validate(values | changes)
+
+
+def job_config(folder: Path, name: str, **changes: object) -> PretrainConfig:
+    """A job in this process, of which store, runs and tracking are in `folder`."""
+    there: dict[str, object] = {
+        "name": name,
+        "store": StoreConfig(url=str(folder / "store")),
+        "runs": str(folder / "runs"),
+        "tracking": TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db"),
+        "runner": "inline",
+        "register_as": "tiny-unet",
+    }
+    return config(**there | changes)

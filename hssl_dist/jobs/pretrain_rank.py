@@ -15,7 +15,7 @@ import os
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.distributed as dist
@@ -56,16 +56,14 @@ def checkpoint_store(config: PretrainConfig) -> CheckpointStore:
     return CheckpointStore(files.join(run_url(config), "checkpoints"))
 
 
-class Watch:
-    """Whether machines are about to be taken away: never, where nobody says."""
+class Watch(Protocol):
+    """Who knows whether machines are about to be taken away."""
 
     def is_due(self) -> bool:
         """Whether it is time to ask; one rank decides for all."""
-        return False
 
     def going(self) -> str:
         """What is going, such as `the node of rank 1 is`, once for each such event; all ranks ask at once."""
-        return ""
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ class RankCallbacks:
     warn: Callable[[str], None]
     advance: Callable[[int], None]
     stop_requested: Callable[[], bool]
-    watch: Watch
+    watch: Watch | None
 
     def on_step(self, step: int) -> None:  # noqa: ARG002
         """One step further."""
@@ -103,14 +101,14 @@ class RankCallbacks:
 
     def should_look(self) -> bool:
         """Whether to ask what the cluster says."""
-        return self.watch.is_due()
+        return self.watch is not None and self.watch.is_due()
 
     def is_losing_ranks(self) -> bool:
         """Whether the cluster says that machines go; one line."""
-        gone = self.watch.going()
-        if gone:
-            self.say(f"{gone} about to be taken away: saving a checkpoint")
-        return bool(gone)
+        going = "" if self.watch is None else self.watch.going()
+        if going:
+            self.say(f"{going} about to be taken away: saving a checkpoint")
+        return bool(going)
 
 
 def describe(metrics: Mapping[str, float]) -> str:
@@ -152,7 +150,7 @@ def train_rank(
         warn=warn,
         advance=advance,
         stop_requested=stop_requested,
-        watch=watch or Watch(),
+        watch=watch,
     )
     checkpoints = checkpoint_store(config)
     if collectives.rank() == 0 and (step := checkpoints.latest()) is not None:

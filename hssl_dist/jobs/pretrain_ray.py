@@ -33,7 +33,7 @@ from hssl_dist.errors import (
     TrainingError,
     UsageError,
 )
-from hssl_dist.jobs.pretrain_rank import Watch, train_rank, watched
+from hssl_dist.jobs.pretrain_rank import train_rank, watched
 from hssl_dist.records import Lineage
 
 if TYPE_CHECKING:
@@ -214,7 +214,7 @@ def _train_worker(settings: dict[str, Any]) -> None:
         ray.get(liaison.conclude.remote(end))
 
 
-class _RayWatch(Watch):
+class _RayWatch:
     """What Ray Train says of nodes that are drained, as those of a cloud are before they are reclaimed.
 
     Asking is a barrier of all workers, so rank 0 decides when.

@@ -26,6 +26,7 @@ from hssl_dist.tracking import Run, fetch_model, start_run
 from hssl_dist.tracking.client import connect
 from hssl_dist.tracking.history import metric_history
 from tests.mlflow_server import MlflowServer, hung_server
+from tests.models import write_placeholder
 from tests.tiny_pretraining import config, write_store
 
 pytestmark = pytest.mark.timeout(600)  # each start of the server takes a while
@@ -39,12 +40,8 @@ WEIGHTS = b"weights" * 100
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-        server = MlflowServer(tmp_path_factory.mktemp("server"))
-        server.start()
-        try:
+        with MlflowServer(tmp_path_factory.mktemp("tracking") / "server") as server:
             yield server
-        finally:
-            server.kill()
 
 
 def begin(tracking: TrackingConfig, folder: Path, name: str, warnings: list[str] | None = None) -> Run:
@@ -136,9 +133,7 @@ def test_a_run_that_starts_while_it_is_down_is_sent_with_its_children_and_its_mo
     assert parent.id.startswith("local-")
     nested = server.tracking.model_copy(update={"parent": parent.id})
     folder = tmp_path / "a-child"  # comes first when the folders are walked
-    (folder / "model").mkdir(parents=True)
-    (folder / "model" / "model.json").write_text("{}")
-    (folder / "model" / "model.safetensors").write_bytes(WEIGHTS)
+    write_placeholder(folder / "model", WEIGHTS)
     child = begin(nested, folder, "child")
     log(child, 1, 15)
     child.finish("interrupted")
@@ -202,8 +197,7 @@ def test_a_replay_that_is_killed_after_any_operation_and_repeated_sends_each_thi
 ) -> None:
     server.kill()
     run = begin(server.tracking, tmp_path, "replayed")  # operation 1
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "model.json").write_text("{}")
+    write_placeholder(tmp_path / "model")
     log(run, 1, 20)
     run.flush()
     log(run, 21, 30)

@@ -23,7 +23,7 @@ from hssl_dist.records import Outcome
 from hssl_dist.tracking import fetch_model
 from hssl_dist.tracking.history import metric_history
 from hssl_dist.training.checkpoint import CheckpointStore
-from tests.tiny_pretraining import config, write_store
+from tests.tiny_pretraining import config, job_config, write_store
 
 STEPS = 7
 # Lines differ from run to run only in how fast it went.
@@ -39,18 +39,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def settings(root: Path, name: str, **changes: Any) -> PretrainConfig:
-    defaults: dict[str, Any] = {
-        "name": name,
-        "store": StoreConfig(url=str(root / "store")),
-        "runs": str(root / "runs"),
-        "tracking": TrackingConfig(uri=f"sqlite:///{root}/mlflow.db"),
-        "runner": "inline",
-        "register_as": "tiny-unet",
-    }
-    return config(**defaults | changes)
-
-
 def run(config: PretrainConfig) -> tuple[Outcome, str]:
     stream = io.StringIO()
     return pretrain.run(config, Console(stream)), stream.getvalue()
@@ -63,7 +51,7 @@ def weights_hash(root: Path, name: str) -> str:
 @pytest.fixture(scope="module")
 def whole(root: Path) -> tuple[Outcome, str]:
     """A run from start to end in this process."""
-    return run(settings(root, "whole"))
+    return run(job_config(root, "whole"))
 
 
 def test_a_run_is_trained_tracked_and_registered(root: Path, whole: tuple[Outcome, str]) -> None:
@@ -106,22 +94,22 @@ def test_the_tracked_run_has_parameters_metrics_and_figures(root: Path, whole: t
 
 
 def test_a_finished_run_is_not_run_again(root: Path, whole: tuple[Outcome, str]) -> None:
-    outcome, said = run(settings(root, "whole", threads_per_worker=2))
+    outcome, said = run(job_config(root, "whole", threads_per_worker=2))
     assert outcome.status == "done"
     assert outcome.summary == {**whole[0].summary, "already_done": True}
     assert outcome.lines == (f"run 'whole' is done already: {whole[0].summary['model']}",)
     assert said == ""
     with pytest.raises(ConfigError, match="run 'whole' was started with seed = 0, it is now 1; give another"):
-        run(settings(root, "whole", seed=1))
+        run(job_config(root, "whole", seed=1))
 
 
 def test_a_store_without_datasets_is_one_clear_error(root: Path, tmp_path: Path) -> None:
     with pytest.raises(MissingError, match=f"no dataset in the store {tmp_path}"):
-        run(settings(root, "nowhere", store=StoreConfig(url=str(tmp_path))))
+        run(job_config(root, "nowhere", store=StoreConfig(url=str(tmp_path))))
 
 
 def test_runs_may_live_on_an_object_store(root: Path, whole: tuple[Outcome, str]) -> None:
-    outcome, _ = run(settings(root, "whole", runs="memory://pretrain-runs"))
+    outcome, _ = run(job_config(root, "whole", runs="memory://pretrain-runs"))
     assert outcome.summary["folder"] == "memory://pretrain-runs/whole/model"
     weights = files.read("memory://pretrain-runs/whole/model/model.safetensors")
     assert hashlib.sha256(weights).hexdigest() == weights_hash(root, "whole")
@@ -132,7 +120,7 @@ def test_runs_may_live_on_an_object_store(root: Path, whole: tuple[Outcome, str]
 
 def command(root: Path, name: str, **changes: Any) -> list[str]:
     path = root / f"{name}.json"
-    path.write_text(settings(root, name, **changes).model_dump_json())
+    path.write_text(job_config(root, name, **changes).model_dump_json())
     return [sys.executable, "-m", "hssl_dist.pretrain", "--config", str(path), "--json"]
 
 
@@ -164,7 +152,7 @@ def test_sigterm_saves_a_checkpoint_and_a_rerun_ends_the_run(root: Path, whole: 
     step = CheckpointStore(str(root / "runs" / "stopped" / "checkpoints")).latest()
     assert step is not None
     assert 2 <= step < STEPS
-    outcome, said = run(settings(root, "stopped"))
+    outcome, said = run(job_config(root, "stopped"))
     assert outcome.status == "done"
     assert said.startswith(f"going on from the checkpoint of step {step}\nstep {step + 1} of 7: loss ")
     assert weights_hash(root, "stopped") == weights_hash(root, "whole")
@@ -199,7 +187,7 @@ def on_ray(test: Any) -> Any:
 
 @on_ray
 def test_two_ray_workers_make_the_same_network(root: Path, whole: tuple[Outcome, str]) -> None:
-    outcome, said = run(settings(root, "on-ray", runner="ray", workers=2))
+    outcome, said = run(job_config(root, "on-ray", runner="ray", workers=2))
     assert outcome.status == "done"
     assert outcome.summary["steps"] == STEPS
     assert f"step {STEPS} of {STEPS}: loss" in said
@@ -214,7 +202,7 @@ def test_two_ray_workers_make_the_same_network(root: Path, whole: tuple[Outcome,
 def test_an_error_that_a_restart_cannot_help_comes_out_of_ray_as_itself(root: Path) -> None:
     bad = config().encoder.model_copy(update={"learning_rate": 1e30, "warmup_steps": 0, "clip_norm": 1e30})
     with pytest.raises(NonFiniteError, match=r"^step \d: not finite: "):
-        run(settings(root, "bad", runner="ray", workers=2, encoder=bad))
+        run(job_config(root, "bad", runner="ray", workers=2, encoder=bad))
 
 
 @on_ray
@@ -230,6 +218,6 @@ def test_sigterm_saves_a_checkpoint_on_ray_and_the_run_goes_on_without_it(root: 
     step = CheckpointStore(str(root / "runs" / "stopped-on-ray" / "checkpoints")).latest()
     assert step is not None
     assert 2 <= step < 200
-    outcome, said = run(settings(root, "stopped-on-ray", encoder=long))
+    outcome, said = run(job_config(root, "stopped-on-ray", encoder=long))
     assert outcome.status == "done"
     assert said.startswith(f"going on from the checkpoint of step {step}\nstep {step + 1} of 2")

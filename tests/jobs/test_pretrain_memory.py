@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 
-from hssl_dist.config.parts import StoreConfig, TrackingConfig
-from hssl_dist.config.pretrain import PretrainConfig, SamplingConfig
+from hssl_dist.config.pretrain import SamplingConfig
 from hssl_dist.console import Console
 from hssl_dist.errors import OutOfMemoryError
 from hssl_dist.jobs import pretrain
-from tests.tiny_pretraining import config, write_store
+from tests.tiny_pretraining import job_config, write_store
 
 LIMITED = str(Path(__file__).with_name("limited.py"))
 ROOM_BYTES = 1 << 30
@@ -29,23 +28,11 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def settings(root: Path, name: str, **changes: Any) -> PretrainConfig:
-    defaults: dict[str, Any] = {
-        "name": name,
-        "store": StoreConfig(url=str(root / "store")),
-        "runs": str(root / "runs"),
-        "tracking": TrackingConfig(uri=f"sqlite:///{root}/mlflow.db"),
-        "runner": "inline",
-        "collective_timeout_s": 120.0,
-    }
-    return config(**defaults | changes)
-
-
 def limited(
     root: Path, name: str, rank: str = "", ranks: int = 0, **changes: Any
 ) -> "subprocess.CompletedProcess[str]":
     path = root / f"{name}.json"
-    path.write_text(settings(root, name, **changes).model_dump_json())
+    path.write_text(job_config(root, name, collective_timeout_s=120.0, **changes).model_dump_json())
     torchrun = ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "--standalone"] if ranks else []
     return subprocess.run(
         [sys.executable, *torchrun, LIMITED, rank, str(ROOM_BYTES), "--config", str(path), "--json"],
@@ -87,4 +74,4 @@ def test_a_torchrun_rank_with_too_little_memory_ends_the_job_with_a_line(root: P
 @pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\..*")
 def test_ray_does_not_start_again_what_memory_does_not_suffice_for(root: Path) -> None:
     with pytest.raises(OutOfMemoryError, match=r"^not enough memory for reading ahead; a batch of this rank"):
-        pretrain.run(settings(root, "huge", runner="ray", workers=2, sampling=HUGE), Console())
+        pretrain.run(job_config(root, "huge", runner="ray", workers=2, sampling=HUGE), Console())

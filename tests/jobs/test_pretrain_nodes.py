@@ -11,10 +11,10 @@ from typing import Any, Self
 import pytest
 from ray.cluster_utils import Cluster
 
-from hssl_dist.config.parts import RayConfig, StoreConfig, TrackingConfig
+from hssl_dist.config.parts import RayConfig
 from hssl_dist.config.pretrain import CheckpointConfig
 from hssl_dist.networks.weights import ModelCard, load_model
-from tests.tiny_pretraining import config, write_store
+from tests.tiny_pretraining import config, job_config, write_store
 
 pytestmark = [
     pytest.mark.slow,
@@ -40,12 +40,9 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
 
 
 def command(folder: Path, name: str, **changes: Any) -> list[str]:
-    settings = config(
-        name=name,
-        store=StoreConfig(url=str(folder / "store")),
-        runs=str(folder / "runs"),
-        tracking=TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db"),
-        register_as="tiny-unet",
+    settings = job_config(
+        folder,
+        name,
         # Long enough to lose a node and gain one before it ends, at a rate that lets roundings stay small.
         encoder=config().encoder.model_copy(update={"steps": STEPS, "learning_rate": 1e-4}),
         log_every_steps=10,
@@ -109,7 +106,7 @@ def card(folder: Path, name: str) -> ModelCard:
 
 def test_a_lost_node_shrinks_the_run_and_a_new_one_grows_it(cluster: Cluster, tmp_path: Path) -> None:
     write_store(str(tmp_path / "store"))
-    subprocess.run(command(tmp_path, "whole", runner="inline"), check=True, timeout=DEADLINE_S)
+    subprocess.run(command(tmp_path, "whole"), check=True, timeout=DEADLINE_S)
 
     second = cluster.add_node(num_cpus=1)
     there = {"runner": "ray", "ray": RayConfig(address=cluster.address)}

@@ -14,6 +14,7 @@ from hssl_dist.records import Lineage
 from hssl_dist.tracking import attach_run, fetch_model, register_model, set_alias, start_run
 from hssl_dist.tracking.client import connect
 from tests.mlflow_server import MlflowServer
+from tests.models import write_placeholder
 
 LINEAGE = Lineage(config_hash="c" * 64, code_version="0.1.0", manifests={"heart": "a" * 64})
 WEIGHTS = b"weights" * 1000
@@ -22,12 +23,8 @@ WEIGHTS = b"weights" * 1000
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
     """A server on loopback that proxies artifacts."""
-    server = MlflowServer(tmp_path_factory.mktemp("server"))
-    server.start()
-    try:
+    with MlflowServer(tmp_path_factory.mktemp("tracking") / "server") as server:
         yield server
-    finally:
-        server.stop()
 
 
 @dataclass(frozen=True)
@@ -44,9 +41,7 @@ class Served:
 def served(server: MlflowServer, tmp_path_factory: pytest.TempPathFactory) -> Served:
     """A run that is tracked, and its model registered twice, through the server."""
     tracking = server.tracking
-    folder = tmp_path_factory.mktemp("model")
-    (folder / "model.json").write_text("{}")
-    (folder / "model.safetensors").write_bytes(WEIGHTS)
+    folder = write_placeholder(tmp_path_factory.mktemp("model"), WEIGHTS)
     with start_run(tracking, "served", {"steps": 3}, {}, LINEAGE) as run:
         worker = attach_run(tracking, run.id)
         worker.log_metrics(1, {"loss": 2.0, "val_dice/left ventricle": 0.5})

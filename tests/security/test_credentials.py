@@ -18,9 +18,9 @@ from typing import Any
 
 import pytest
 
+from tests.mlflow_server import USER, MlflowServer
 from tests.s3.server import S3Server
 from tests.security.local_cluster import ON_LOOPBACK, LocalCluster, local_cluster, without_ray
-from tests.security.mlflow_server import USER, AuthenticatedServer
 from tests.security.searching import places
 from tests.spoiling import write_case, write_dataset
 from tests.tiny_store import NETWORK
@@ -51,7 +51,7 @@ class Place:
 
     folder: Path
     storage: S3Server
-    tracking: AuthenticatedServer
+    tracking: MlflowServer
     cluster: LocalCluster
     environment: Mapping[str, str]
 
@@ -92,7 +92,7 @@ def place(tmp_path: Path) -> Iterator[Place]:
         (tmp_path / name).mkdir()
     with (
         S3Server(tmp_path / "swift", SECRETS["storage"]) as storage,
-        AuthenticatedServer(tmp_path / "mlflow", SECRETS["tracking"]) as tracking,
+        MlflowServer(tmp_path / "mlflow", SECRETS["tracking"]) as tracking,
     ):
         storage.client().create_bucket(Bucket=BUCKET)
         variables = {

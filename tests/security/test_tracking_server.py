@@ -17,7 +17,8 @@ from hssl_dist.errors import TrackingError
 from hssl_dist.records import Lineage
 from hssl_dist.tracking import attach_run, fetch_model, register_model, set_alias, start_run
 from hssl_dist.tracking.history import metric_history
-from tests.security.mlflow_server import USER, AuthenticatedServer
+from tests.mlflow_server import USER, MlflowServer
+from tests.models import write_placeholder
 from tests.security.searching import places
 
 LINEAGE = Lineage(config_hash="c" * 64, code_version="0.1.0")
@@ -26,13 +27,13 @@ TIMEOUT_S = 60
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AuthenticatedServer]:
-    with AuthenticatedServer(tmp_path_factory.mktemp("tracking") / "server", PASSWORD) as running:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    with MlflowServer(tmp_path_factory.mktemp("tracking") / "server", PASSWORD) as running:
         yield running
 
 
 @pytest.fixture
-def credentials(server: AuthenticatedServer, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+def credentials(server: MlflowServer, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     for key, value in server.environment.items():
         monkeypatch.setenv(key, value)
     return monkeypatch
@@ -40,11 +41,7 @@ def credentials(server: AuthenticatedServer, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / "model.json").write_text("{}")
-    (folder / "model.safetensors").write_bytes(b"weights")
-    return folder
+    return write_placeholder(tmp_path / "model")
 
 
 def status(url: str, **headers: str) -> int:
@@ -58,7 +55,7 @@ def status(url: str, **headers: str) -> int:
 
 
 def test_the_credentials_of_the_environment_are_used_and_left_nowhere(
-    server: AuthenticatedServer, credentials: pytest.MonkeyPatch, model: Path
+    server: MlflowServer, credentials: pytest.MonkeyPatch, model: Path
 ) -> None:
     # The address may name the user and the password as well: then they are cut off wherever it is shown.
     for name, uri in (("plain", server.url), ("own", server.url.replace("//", f"//{USER}:{PASSWORD}@"))):
@@ -89,7 +86,7 @@ ACTIONS: dict[str, Callable[[TrackingConfig, Path], object]] = {
 @pytest.mark.parametrize("action", ACTIONS)
 @pytest.mark.parametrize("password", [None, f"{PASSWORD}x"], ids=["none", "wrong"])
 def test_without_them_every_action_is_refused_in_one_line(
-    server: AuthenticatedServer,
+    server: MlflowServer,
     credentials: pytest.MonkeyPatch,
     model: Path,
     action: str,
@@ -110,7 +107,7 @@ def test_without_them_every_action_is_refused_in_one_line(
 
 
 def test_a_run_whose_credentials_expire_goes_on_and_says_so_without_them(
-    server: AuthenticatedServer, credentials: pytest.MonkeyPatch
+    server: MlflowServer, credentials: pytest.MonkeyPatch
 ) -> None:
     stream = io.StringIO()
     run = start_run(TrackingConfig(uri=server.url), "expiring", {}, {}, LINEAGE, warn=Console(stream).warn)
@@ -132,10 +129,10 @@ def test_a_run_whose_credentials_expire_goes_on_and_says_so_without_them(
         "/",
     ],
 )
-def test_no_page_and_no_api_answers_a_stranger(server: AuthenticatedServer, path: str) -> None:
+def test_no_page_and_no_api_answers_a_stranger(server: MlflowServer, path: str) -> None:
     assert status(f"{server.url}{path}") == 401
 
 
-def test_a_page_of_another_name_cannot_use_the_server(server: AuthenticatedServer) -> None:
+def test_a_page_of_another_name_cannot_use_the_server(server: MlflowServer) -> None:
     """DNS rebinding: a browser that a foreign page led here sends that page's name."""
     assert status(f"{server.url}/api/2.0/mlflow/experiments/search?max_results=1", Host="evil.example") == 403

@@ -7,6 +7,7 @@ from hssl_dist.errors import CheckpointError, ConfigError, MissingError
 from hssl_dist.records import Lineage
 from hssl_dist.tracking import fetch_model, register_model, set_alias, start_run
 from hssl_dist.tracking.client import connect
+from tests.models import write_placeholder
 
 LINEAGE = Lineage(config_hash="c" * 64, code_version="0.1.0", parent_run="p" * 32)
 
@@ -18,11 +19,7 @@ def tracking(tmp_path_factory: pytest.TempPathFactory) -> TrackingConfig:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / "model.json").write_text("{}")
-    (folder / "model.safetensors").write_bytes(b"weights")
-    return folder
+    return write_placeholder(tmp_path / "model")
 
 
 def _register(tracking: TrackingConfig, model: Path, name: str, alias: str = "latest"):

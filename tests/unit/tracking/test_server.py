@@ -25,6 +25,7 @@ from hssl_dist.tracking.registry import hashes
 from hssl_dist.tracking.server import Server
 from hssl_dist.tracking.spool import Entry
 from tests.mlflow_server import free_port, hung_server
+from tests.models import write_placeholder
 
 
 @pytest.fixture(scope="module")
@@ -94,10 +95,7 @@ def test_a_model_is_registered_once_and_an_alias_that_has_moved_is_not_taken_bac
     tracking: TrackingConfig, tmp_path: Path
 ) -> None:
     made = start("registers")
-    model = tmp_path / "model"
-    model.mkdir()
-    (model / "model.json").write_text("{}")
-    (model / "model.safetensors").write_bytes(b"weights")
+    model = write_placeholder(tmp_path / "model")
 
     def register() -> Register:
         sha256s = hashes(str(model))

@@ -1,35 +1,35 @@
-"""Fine-tuning on volumes in memory: blobs of two classes, bright and dark."""
+"""Fine-tuning: what is learnt, kept, refused, and which parts learn how fast."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from hssl_dist.config.finetune import SupervisedConfig
-from hssl_dist.config.pretrain import CheckpointConfig
-from hssl_dist.errors import ConfigError, Interrupted, NonFiniteError
+from hssl_dist.errors import ConfigError, NonFiniteError
 from hssl_dist.networks.pretraining import build_segmentation_network
-from hssl_dist.records import CaseRecord, Region
-from hssl_dist.sampling.supervised import SupervisedLoader
 from hssl_dist.segmentation import WAYS, DiceMeans, MeansByWay, dice, keep_largest, predict
-from hssl_dist.training.checkpoint import CheckpointStore
-from hssl_dist.training.supervised import Saving, SupervisedResult, run_supervised
+from hssl_dist.training.supervised import run_supervised
 from hssl_dist.training.validation import Validation
-from tests.case_records import record
-from tests.tiny_store import CLASSES, NETWORK, SHAPE
-
-CPU = torch.device("cpu")
-CONFIG = SupervisedConfig(
-    steps=8, batch_size=2, patch_size=(4, 8, 8), learning_rate=1e-2, warmup_steps=2, validate_every=3
+from tests.tiny_store import CLASSES, NETWORK
+from tests.tiny_supervised import (
+    CONFIG,
+    CPU,
+    WITHOUT_SCORE,
+    BlobReader,
+    Observed,
+    blob_loader,
+    blob_record,
+    blob_scores,
+    means_of,
+    new_network,
+    trained,
 )
 
 
@@ -38,100 +38,16 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _record(name: str, labelled: bool = True) -> CaseRecord:
-    return record(
-        name,
-        dataset="blobs",
-        labelled=labelled,
-        geometry={"shape": SHAPE},
-        foreground={"1": ((3, 4, 4),), "2": ((3, 12, 12),)},
-    )
-
-
-@dataclass
-class BlobReader:
-    """A store's reader; `nan` makes every image unusable."""
-
-    nan: bool = False
-
-    def image(self, record: CaseRecord) -> np.ndarray:
-        rng = np.random.default_rng(len(record.id))
-        label = self.label(record)
-        image = np.where(label == 1, 2.0, np.where(label == 2, -2.0, 0.0)) + 0.1 * rng.normal(size=SHAPE)
-        return np.float32(np.full_like(image, np.nan) if self.nan else image)[None]
-
-    def label(self, record: CaseRecord) -> np.ndarray:
-        label = np.zeros(SHAPE, np.uint8)
-        label[1:5, 2:7, 2:7] = 1
-        label[1:5, 9:14, 9:14] = 2
-        return label
-
-    def region(self, record: CaseRecord, region: Region) -> np.ndarray:
-        return self.image(record)[region.channel][self._box(region)]
-
-    def label_region(self, record: CaseRecord, region: Region) -> np.ndarray:
-        return self.label(record)[self._box(region)]
-
-    def fill(self, pairs: Sequence[tuple[CaseRecord, Region]], out: np.ndarray) -> None:
-        out[:] = [self.region(record, region) for record, region in pairs]
-
-    def _box(self, region: Region) -> tuple[slice, ...]:
-        return tuple(slice(s, s + n) for s, n in zip(region.start, region.shape, strict=True))
-
-
-@dataclass
-class Observed:
-    steps: list[int] = field(default_factory=list)
-    metrics: list[tuple[int, dict[str, float]]] = field(default_factory=list)
-    warnings: list[tuple[int, str]] = field(default_factory=list)
-
-    def on_step(self, step: int) -> None:
-        self.steps.append(step)
-
-    def on_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        self.metrics.append((step, dict(metrics)))
-
-    def on_warning(self, step: int, text: str) -> None:
-        self.warnings.append((step, text))
-
-
-def _network() -> nn.Module:
-    torch.manual_seed(0)
-    return build_segmentation_network(NETWORK, in_channels=1, classes=3)
-
-
-def _loader(reader: BlobReader, config: SupervisedConfig = CONFIG) -> SupervisedLoader:
-    records = [_record("a"), _record("bb")]
-    return SupervisedLoader(records, reader, config.patch_size, config.batch_size, config.foreground, seed=5)
-
-
-def _validate(network: nn.Module) -> MeansByWay:
-    cases = [_record("ccc")]
-    return Validation(cases, BlobReader(), CLASSES, CONFIG.patch_size, 0.5, CPU, WAYS).means(network)
-
-
-def _means(score: float) -> MeansByWay:
-    return {"never": DiceMeans({1: score}, score)}
-
-
-WITHOUT_SCORE = _means(math.nan)
-
-
-def _train(network: nn.Module, config: SupervisedConfig = CONFIG, **options: object) -> SupervisedResult:
-    observer = options.pop("observer", Observed())
-    return run_supervised(network, _loader(BlobReader(), config), config, CLASSES, observer, CPU, **options)
-
-
 def test_it_learns_what_is_there_to_learn() -> None:
     config = CONFIG.model_copy(update={"steps": 100, "validate_every": 50, "learning_rate": 5e-2})
-    result = _train(_network(), config, validate=_validate)
+    result = trained(new_network(), config, validate=blob_scores)
     assert result.validation is not None
     assert result.validation["never"].overall > 0.8
     assert set(result.validation["never"].per_class) == {1, 2}
 
 
 def test_same_seed_same_weights_bit_for_bit() -> None:
-    first, second = (_train(_network(), validate=_validate) for _ in range(2))
+    first, second = (trained(new_network(), validate=blob_scores) for _ in range(2))
     assert first.step == second.step
     for name, value in first.state.items():
         assert torch.equal(value, second.state[name]), name
@@ -140,7 +56,7 @@ def test_same_seed_same_weights_bit_for_bit() -> None:
 def test_metrics_validations_and_steps_are_reported_when_they_are_due() -> None:
     observer = Observed()
     config = CONFIG.model_copy(update={"log_every_steps": 4})
-    result = _train(_network(), config, validate=_validate, observer=observer)
+    result = trained(new_network(), config, validate=blob_scores, observer=observer)
     assert observer.steps == list(range(1, 9))
     assert result.history == observer.metrics
     assert [step for step, metrics in observer.metrics if "loss" in metrics] == [4, 8]
@@ -164,9 +80,9 @@ def test_the_weights_that_validated_best_are_kept_the_earliest_of_equals() -> No
         mean = next(means)
         return {"never": DiceMeans({1: mean, 2: math.nan}, mean)}
 
-    network = _network()
+    network = new_network()
     config = CONFIG.model_copy(update={"validate_every": 2})
-    result = _train(network, config, validate=validate)
+    result = trained(network, config, validate=validate)
     assert (result.step, result.validation) == (
         4,
         {"never": DiceMeans({1: 0.9, 2: pytest.approx(math.nan, nan_ok=True)}, 0.9)},
@@ -179,17 +95,17 @@ def test_the_weights_that_validated_best_are_kept_the_earliest_of_equals() -> No
 
 @pytest.mark.parametrize("validate", [None, lambda network: WITHOUT_SCORE])
 def test_without_a_score_the_last_weights_are_kept(validate: object) -> None:
-    result = _train(_network(), validate=validate)
+    result = trained(new_network(), validate=validate)
     assert (result.step, result.validation) == (8, None)
-    other = _train(_network(), validate=_validate)
+    other = trained(new_network(), validate=blob_scores)
     assert set(result.state) == set(other.state)
 
 
 def test_a_frozen_part_stays_and_a_slow_part_moves_less() -> None:
-    start = {name: value.clone() for name, value in _network().state_dict().items()}
+    start = {name: value.clone() for name, value in new_network().state_dict().items()}
 
     def moved(part: str, **rates: float) -> float:
-        state = _train(_network(), rates=rates).state
+        state = trained(new_network(), rates=rates).state
         return sum(float((state[name] - start[name]).norm()) for name in start if name.startswith(f"{part}."))
 
     assert moved("encoder", encoder=0.0) == 0.0
@@ -199,17 +115,17 @@ def test_a_frozen_part_stays_and_a_slow_part_moves_less() -> None:
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights_change() -> None:
-    network = _network()
+    network = new_network()
     start = {name: value.clone() for name, value in network.state_dict().items()}
     with pytest.raises(NonFiniteError, match=r"the loss became nan at step 1; lower training\.learning_rate"):
-        run_supervised(network, _loader(BlobReader(nan=True)), CONFIG, CLASSES, Observed(), CPU)
+        run_supervised(network, blob_loader(BlobReader(nan=True)), CONFIG, CLASSES, Observed(), CPU)
     assert all(torch.equal(value, start[name]) for name, value in network.state_dict().items())
 
 
 def test_patches_that_are_not_finite_are_saved_as_the_loader_gave_them(tmp_path: Path) -> None:
-    loader = _loader(BlobReader(nan=True))
+    loader = blob_loader(BlobReader(nan=True))
     with pytest.raises(NonFiniteError) as caught:
-        run_supervised(_network(), loader, CONFIG, CLASSES, Observed(), CPU, run_folder=str(tmp_path))
+        run_supervised(new_network(), loader, CONFIG, CLASSES, Observed(), CPU, run_folder=str(tmp_path))
     folder = tmp_path / "not-finite" / "step-00000000"
     assert str(caught.value).endswith(f"; samples are saved in {folder}")
     batch = next(loader.batches(0, 1))
@@ -233,17 +149,17 @@ def test_scores_are_those_of_the_prediction_and_need_a_label() -> None:
             image = images[:, 0]
             return torch.stack((1.0 - image.abs(), image, image * 0 - 9), dim=1)
 
-    validation = Validation([_record("a")], BlobReader(), CLASSES, (4, 8, 8), 0.25, CPU)
+    validation = Validation([blob_record("a")], BlobReader(), CLASSES, (4, 8, 8), 0.25, CPU)
     (scores,) = validation.scores(Oracle())
     assert scores == {"never": {1: 1.0, 2: 0.0}}
-    unlabelled = replace(validation, records=[_record("u", labelled=False)])
+    unlabelled = replace(validation, records=[blob_record("u", labelled=False)])
     with pytest.raises(ConfigError, match="case 'u' of dataset 'blobs' has no label to score against"):
         unlabelled.means(Oracle())
 
 
 def test_every_way_scores_the_same_prediction() -> None:
-    network, found = _network(), _record("ccc")
-    means = _validate(network)
+    network, found = new_network(), blob_record("ccc")
+    means = blob_scores(network)
     image, label = BlobReader().image(found), BlobReader().label(found)
     background = [intensity.background for intensity in found.intensities]
     predicted = predict(network, image, CONFIG.patch_size, 0.5, CPU, background)
@@ -252,134 +168,27 @@ def test_every_way_scores_the_same_prediction() -> None:
     assert len({score.overall for score in means.values()}) > 1
 
 
-# ------------------------------------------------------------------------------------ stopping and going on
-
-
-class Crash(Exception):
-    """What a killed process does to a run: it ends, and nothing is saved."""
-
-
-@dataclass
-class CrashingAt(Observed):
-    step: int = 0
-
-    def on_step(self, step: int) -> None:
-        super().on_step(step)
-        if step == self.step:
-            raise Crash
-
-
-def _saving(folder: Path, should_stop: Callable[[], bool] = lambda: False, **trajectory: int) -> Saving:
-    settings = CheckpointConfig(every_steps=2, keep_last=1)
-    return Saving("run", {"seed": 0, **trajectory}, CheckpointStore(str(folder)), settings, should_stop)
-
-
-VARIANTS = {
-    "plain": {},
-    "averaged": {"ema_decay": 0.9},
-    "frozen first": {"freeze_steps": 5},
-    "bfloat16": {"precision": "bfloat16"},
-}
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("crash_at", [3, 6, 8])
-def test_a_run_killed_midway_goes_on_bit_for_bit(tmp_path: Path, variant: str, crash_at: int) -> None:
-    config = CONFIG.model_copy(update={"log_every_steps": 4, **VARIANTS[variant]})
-    rates = {"encoder": 0.5}
-    whole = _train(_network(), config, validate=_validate, rates=rates)
-
-    crashing = CrashingAt(step=crash_at)
-    with pytest.raises(Crash):
-        _train(
-            _network(), config, validate=_validate, rates=rates, observer=crashing, saving=_saving(tmp_path)
-        )
-    again = Observed()
-    torch.manual_seed(99)
-    resumed = _train(
-        _network(), config, validate=_validate, rates=rates, observer=again, saving=_saving(tmp_path)
-    )
-
-    assert again.steps == list(range((crash_at - 1) // 2 * 2 + 1, 9))
-    assert (resumed.step, resumed.validation, resumed.steps) == (whole.step, whole.validation, whole.steps)
-    assert [_losses(metrics) for metrics in resumed.history] == [
-        _losses(metrics) for metrics in whole.history
-    ]
-    assert all(torch.equal(value, resumed.state[name]) for name, value in whole.state.items())
-
-
-def _losses(entry: tuple[int, dict[str, float]]) -> tuple[int, dict[str, float]]:
-    """A logged step without what the clock says."""
-    step, metrics = entry
-    return step, {key: value for key, value in metrics.items() if not key.endswith("_s")}
-
-
-def test_a_stop_is_saved_at_once_and_a_finished_run_trains_no_more(tmp_path: Path) -> None:
-    seen = Observed()
-    stop = _saving(tmp_path, lambda: len(seen.steps) == 3)
-    with pytest.raises(Interrupted, match="stopped after step 3; run it again to go on"):
-        _train(_network(), validate=_validate, observer=seen, saving=stop)
-    assert CheckpointStore(str(tmp_path)).latest() == 3
-    first = _train(_network(), validate=_validate, saving=_saving(tmp_path))
-    again = Observed()
-    second = _train(_network(), validate=_validate, observer=again, saving=_saving(tmp_path))
-    assert again.steps == []
-    assert second.validation == first.validation
-    assert all(torch.equal(value, second.state[name]) for name, value in first.state.items())
-
-
-def test_another_run_is_not_taken_for_this_one(tmp_path: Path) -> None:
-    _train(_network(), saving=_saving(tmp_path))
-    with pytest.raises(ConfigError, match="run 'run' was started with labels = nothing, it is now 3; give"):
-        _train(_network(), saving=_saving(tmp_path, labels=3))
-
-
-def test_training_stops_when_patience_runs_out_also_after_a_crash(tmp_path: Path) -> None:
-    scores = {1: 0.2, 2: 0.5, 3: 0.4, 4: 0.5, 5: 0.9}
-    config = CONFIG.model_copy(update={"validate_every": 1, "patience": 2})
-
-    def validations() -> Callable[[nn.Module], MeansByWay]:
-        numbers = iter(scores)
-        return lambda _: _means(scores[next(numbers)])
-
-    observer = Observed()
-    result = _train(_network(), config, validate=validations(), observer=observer, saving=_saving(tmp_path))
-    assert observer.steps == [1, 2, 3, 4]
-    assert (result.step, result.steps, result.validation) == (2, 4, _means(0.5))
-    again = Observed()
-    resumed = _train(_network(), config, validate=validations(), observer=again, saving=_saving(tmp_path))
-    assert again.steps == []
-    assert (resumed.step, resumed.steps) == (2, 4)
-    assert all(torch.equal(value, resumed.state[name]) for name, value in result.state.items())
-
-
-def test_validations_without_a_score_do_not_try_patience() -> None:
-    config = CONFIG.model_copy(update={"validate_every": 1, "patience": 1})
-    result = _train(_network(), config, validate=lambda _: WITHOUT_SCORE)
-    assert result.steps == CONFIG.steps
-
-
 # -------------------------------------------------------------------------------------------- part settings
 
 
 def test_what_was_taken_from_a_model_is_frozen_for_the_first_steps() -> None:
-    start = {name: value.clone() for name, value in _network().state_dict().items()}
+    start = {name: value.clone() for name, value in new_network().state_dict().items()}
     moved: dict[int, set[str]] = {}
 
     def look(network: nn.Module) -> MeansByWay:
         state = network.state_dict()
         moved[len(moved) + 1] = {n.partition(".")[0] for n in state if not torch.equal(state[n], start[n])}
-        return _means(0.5)
+        return means_of(0.5)
 
     config = CONFIG.model_copy(update={"validate_every": 1, "freeze_steps": 3})
-    _train(_network(), config, validate=look, rates={"encoder": 1.0, "decoder": 0.0})
+    trained(new_network(), config, validate=look, rates={"encoder": 1.0, "decoder": 0.0})
     assert [moved[step] for step in (1, 3)] == [{"heads"}, {"heads"}]
     assert moved[4] == moved[8] == {"heads", "encoder"}
 
 
 def test_the_longest_beginning_of_a_name_gives_its_rate() -> None:
-    start = {name: value.clone() for name, value in _network().state_dict().items()}
-    state = _train(_network(), rates={"encoder": 0.0, "encoder.stages.1": 1.0}).state
+    start = {name: value.clone() for name, value in new_network().state_dict().items()}
+    state = trained(new_network(), rates={"encoder": 0.0, "encoder.stages.1": 1.0}).state
     still = {name for name in state if torch.equal(state[name], start[name])}
     # The stages' last norms start at zero, so the first step leaves what lies behind them as it is.
     assert {name for name in start if name.startswith(("encoder.stem", "encoder.stages.0"))} <= still
@@ -399,7 +208,7 @@ def test_without_deep_supervision_only_the_finest_head_learns() -> None:
     )
     network = build_segmentation_network(config, in_channels=1, classes=3, deep_supervision=False)
     before = {name: value.clone() for name, value in network.heads.state_dict().items()}
-    after = _train(network).state
+    after = trained(network).state
     assert isinstance(network.train()(torch.zeros(1, 1, 4, 8, 8)), torch.Tensor)
     changed = {name for name, value in before.items() if not torch.equal(value, after[f"heads.{name}"])}
     assert changed == {"1.weight", "1.bias"}
@@ -410,13 +219,13 @@ def test_the_average_is_what_is_validated_and_kept() -> None:
 
     def look(network: nn.Module) -> MeansByWay:
         seen.append({name: value.clone() for name, value in network.state_dict().items()})
-        return _means(0.1 * len(seen))
+        return means_of(0.1 * len(seen))
 
     each = CONFIG.model_copy(update={"validate_every": 1})
-    _train(_network(), each, validate=look)
+    trained(new_network(), each, validate=look)
     plain, seen = seen, []
-    result = _train(_network(), each.model_copy(update={"ema_decay": 0.3}), validate=look)
-    average = {name: value.clone() for name, value in _network().state_dict().items()}
+    result = trained(new_network(), each.model_copy(update={"ema_decay": 0.3}), validate=look)
+    average = {name: value.clone() for name, value in new_network().state_dict().items()}
     for step, (weights, found) in enumerate(zip(plain, seen, strict=True), 1):
         decay = min(0.3, (1 + step) / (10 + step))
         average = {name: decay * value + (1 - decay) * weights[name] for name, value in average.items()}
@@ -427,7 +236,7 @@ def test_the_average_is_what_is_validated_and_kept() -> None:
 
 def test_lower_precision_learns_with_weights_in_full_precision() -> None:
     config = CONFIG.model_copy(update={"precision": "bfloat16", "steps": 60, "learning_rate": 5e-2})
-    result = _train(_network(), config, validate=_validate)
+    result = trained(new_network(), config, validate=blob_scores)
     assert {value.dtype for value in result.state.values()} == {torch.float32}
     assert result.validation is not None
     assert result.validation["never"].overall > 0.7
