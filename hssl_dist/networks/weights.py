@@ -117,11 +117,7 @@ def load_model(folder: Path) -> tuple[ModelCard, dict[str, Tensor]]:
         )
     try:
         return content.card, safetensors.torch.load(data)
-    except (
-        SafetensorError,
-        KeyError,
-        RuntimeError,
-    ) as error:  # KeyError: a type of numbers it has no name for
+    except (SafetensorError, KeyError, RuntimeError) as error:  # KeyError: numbers of a type without a name
         raise CheckpointError(f"{path} is not in safetensors format: {error}; get the model anew") from None
 
 

@@ -37,7 +37,6 @@ _PATIENCE_S = 30.0
 _POLL_S = 0.5
 _FAILED = "tracking failed, the run goes on without it for now"
 
-
 Caller = Callable[[Callable[[], "Version | None"]], "Version | None"]
 
 
@@ -143,10 +142,9 @@ class Sender:
 
     def _run(self, given_up: threading.Event) -> None:
         if self._spool is not None and self._spool.waits():
-            self._down, self._retry_at_s = (
-                True,
-                max(time.monotonic(), self._retry_at_s if self._down else 0.0),
-            )
+            if not self._down:
+                self._retry_at_s = time.monotonic()
+            self._down = True
         while True:
             with self._changed:
                 while not self._stop and not self._due():
@@ -202,9 +200,7 @@ class Sender:
                 self._fall_back(error)
                 return
             refused = error
-            self._warn_once(
-                "refused", f"tracking failed, the run goes on without it for now: {reason(error)}"
-            )
+            self._warn_once("refused", f"{_FAILED}: {reason(error)}")
         for ticket in group:
             ticket.version, ticket.error, ticket.sent = version, refused, refused is None
         self._settle()
