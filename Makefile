@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 S3 := $(VENV)/s3
 
-.PHONY: setup demo test test-slow study-models hippocampus-unet acdc-unet lint format clean
+.PHONY: setup demo test test-slow compose-test study-models hippocampus-unet acdc-unet lint format clean
 
 setup: $(VENV)/.ready $(S3)/.ready
 
@@ -13,7 +13,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps dynamic-network-architectures \
-		lightly open_clip_torch pytorch-metric-learning tqdm nnunetv2 batchgenerators
+		lightly open_clip_torch pytorch-metric-learning pytorch-ignite tqdm nnunetv2 batchgenerators \
+		acvl-utils batchgeneratorsv2 connected-components-3d fft-conv-pytorch seaborn
 	touch $@
 
 # The tests' S3 server; its pins have nothing to do with ours.
@@ -26,10 +27,14 @@ demo: setup
 	$(BIN)/python -m hssl_dist.demo
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow and not gpu" --durations=10
+	$(BIN)/python -m pytest -m "not slow and not gpu and not compose" --durations=10
 
 test-slow: setup
-	$(BIN)/python -m pytest -m "slow and not gpu" --durations=10
+	$(BIN)/python -m pytest -m "slow and not gpu and not compose" --durations=10
+
+# docker/compose.yaml with a real engine: one that runs, or one that is started for it and stopped after it.
+compose-test: setup
+	bash tests/compose/run
 
 # hippocampus-unet and acdc-unet in the registry of hssl/mlflow.db, each task on one core, each with the aliases
 # champion (all labels), hssl-5 and scratch-5 (the same 5 % of them). Stopped, it goes on where it was.
@@ -52,6 +57,9 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m pytest --quiet -m "not slow" tests/deploy
+	$(BIN)/hadolint docker/Dockerfile tests/s3/Dockerfile tests/compose/postgres/Dockerfile
+	$(BIN)/yamllint --strict docker
 
 format: setup
 	$(BIN)/ruff check --fix .

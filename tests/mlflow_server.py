@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Self
 
 from hssl_dist.config.parts import TrackingConfig
+from tests.s3.server import free_ports
 
 USER = "admin"
 START_TIMEOUT_S = 240.0
@@ -24,9 +25,7 @@ STOP_TIMEOUT_S = 20.0
 
 def free_port() -> int:
     """A port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return free_ports(1)[0]
 
 
 class MlflowServer:

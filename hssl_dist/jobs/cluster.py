@@ -7,15 +7,18 @@ others by a token that only this process and its children know (in the environme
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 import signal
 import socket
 import threading
+import time
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hssl_dist.errors import HsslError, MissingError, WorkerError
+from hssl_dist.errors import HsslError, Interrupted, MissingError, WorkerError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,17 +27,19 @@ if TYPE_CHECKING:
     from hssl_dist.console import Console
 
 _KNOCK_TIMEOUT_S = 10.0
+_LOOK_S, _HEAD_LOST_S = 2.0, 40.0
+_RESUMES = "start a cluster and run this again: it goes on from the newest checkpoint"
 _OBJECT_STORE_BYTES = 256 << 20  # jobs exchange records and metrics through it, never volumes or weights
 
 
 @contextmanager
-def connect(config: RayConfig, console: Console, *, worker_output: bool = False) -> Iterator[None]:
+def connect(config: RayConfig, console: Console) -> Iterator[None]:
     """Ray is connected inside the context; only what this call started or joined is left at its end.
 
     A connection this process already has is used as it is. Otherwise `config.address`, then `RAY_ADDRESS`
     (set for the entrypoints of cluster jobs) name a running cluster; without either a local one is started.
-    `worker_output` shows what the workers print. Raises MissingError if no cluster answers at the address or
-    lets this process in.
+    Raises MissingError if no cluster answers at the address or lets this process in, and WorkerError if a
+    local one does not start.
     """
     address = config.address or os.environ.get("RAY_ADDRESS")
     # Read by `import ray` itself, so before it; and it takes half a second, so only when a job needs it.
@@ -47,7 +52,7 @@ def connect(config: RayConfig, console: Console, *, worker_output: bool = False)
     if ray.is_initialized():
         yield
         return
-    options: dict[str, Any] = {"log_to_driver": worker_output, "logging_level": "error"}
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     with _sigterm_kept():
         if address is None:
             _start_local(config, console, options)
@@ -57,6 +62,60 @@ def connect(config: RayConfig, console: Console, *, worker_output: bool = False)
         yield
     finally:
         ray.shutdown()
+
+
+class HeadWatch:
+    """Looks, in a driver, whether the head at an address still answers, every `look_s` seconds.
+
+    Ray would end the process by force, without a word to it, a minute after the head is gone.
+    """
+
+    def __init__(
+        self, address: str, console: Console, look_s: float = _LOOK_S, lost_s: float = _HEAD_LOST_S
+    ) -> None:
+        self._address, self._console = address, console
+        self._look_s, self._lost_s = look_s, lost_s
+        self._next_s = 0.0
+        self._silent_since_s: float | None = None
+        try:
+            _knock(address)
+        except OSError:  # Ray has another way there
+            self._next_s = math.inf
+
+    def check(self) -> None:
+        """To be called often; says once that the head does not answer. Raises WorkerError if that lasts."""
+        now_s = time.monotonic()
+        if now_s < self._next_s:
+            return
+        self._next_s = now_s + self._look_s
+        try:
+            _knock(self._address)
+        except OSError as error:
+            reason = error.strerror or str(error)
+        else:
+            self._silent_since_s = None
+            return
+        if self._silent_since_s is None:
+            self._silent_since_s = now_s
+            self._console.warn(
+                f"the Ray head at {self._address} does not answer ({reason}): waiting {self._lost_s:g} s"
+            )
+        elif now_s - self._silent_since_s >= self._lost_s:
+            raise WorkerError(f"the Ray head at {self._address} is gone ({reason}); {_RESUMES}")
+
+
+@contextmanager
+def cluster_losses() -> Iterator[None]:
+    """Turns what Ray raises inside, where only a lost cluster explains it, into a WorkerError of one line."""
+    from ray.exceptions import RayError, RayTaskError
+
+    try:
+        yield
+    except RayTaskError:
+        raise
+    except RayError as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise WorkerError(f"the Ray cluster is lost ({reason}); {_RESUMES}") from error
 
 
 def task_resources(cpus: int, *, gpu: bool = True) -> dict[str, float]:
@@ -74,9 +133,17 @@ def task_resources(cpus: int, *, gpu: bool = True) -> dict[str, float]:
     }
 
 
+def most_memory_bytes() -> int:
+    """The memory of the connected cluster's largest node: a task that asks for more would wait for ever."""
+    import ray
+
+    nodes: list[dict[str, Any]] = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    return int(max(node.get("memory", 0) for node in nodes))
+
+
 def result(reference: Any, kept: str) -> Any:
-    """What a task returned. Raises the package's errors as the task did, and WorkerError, which says what is
-    `kept`, if its worker was lost.
+    """What a task returned. Raises the package's errors and Interrupted as the task did, and WorkerError,
+    which says what is `kept`, if its worker was lost.
     """
     import ray
     from ray.exceptions import RayError, RayTaskError
@@ -84,7 +151,7 @@ def result(reference: Any, kept: str) -> Any:
     try:
         return ray.get(reference)
     except RayTaskError as error:
-        if isinstance(error.cause, HsslError):
+        if isinstance(error.cause, HsslError | Interrupted):
             raise error.cause from None
         raise
     except RayError as error:  # a worker that crashed, was killed, or ran out of memory
@@ -139,12 +206,25 @@ def _start_local(config: RayConfig, console: Console, options: dict[str, Any]) -
     if "RAY_AUTH_MODE" not in os.environ:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     # Without the dashboard its agent fills the log with complaints; it costs 1.7 s and answers on loopback.
-    ray.init(
-        address="local",
-        num_cpus=config.num_cpus,
-        object_store_memory=_OBJECT_STORE_BYTES,
-        include_dashboard=True,
-        **options,
-    )
+    try:
+        ray.init(
+            address="local",
+            num_cpus=config.num_cpus,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            include_dashboard=True,
+            **options,
+        )
+    except Exception as error:  # Ray raises plain ones, and what its processes and the system say
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise WorkerError(
+            f"Ray did not start on this machine ({reason}); its logs are in {_logs()}: mend what they say, "
+            "or wait until the machine is less busy, and run it again"
+        ) from error
     cpus = ray.cluster_resources()["CPU"]  # type: ignore[no-untyped-call]
     console.say(f"started Ray on this machine with {cpus:.0f} CPUs")
+
+
+def _logs() -> str:
+    """Where Ray keeps the logs of the cluster that it started last on this machine."""
+    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    return str(Path(folder) / "ray" / "session_latest" / "logs")

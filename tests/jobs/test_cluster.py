@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import ray
@@ -117,6 +118,49 @@ def test_no_cluster_at_the_address(address, reason):
         f"no Ray cluster answers at {address!r} ({reason}); start one, or leave ray.address and RAY_ADDRESS "
         "out for a local one\n"
     )
+
+
+START = """
+from hssl_dist.config.parts import RayConfig
+from hssl_dist.console import Console
+from hssl_dist.errors import WorkerError
+from hssl_dist.jobs import cluster
+try:
+    with cluster.connect(RayConfig(num_cpus=1), Console()):
+        pass
+except WorkerError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("folder", "reason"),
+    [
+        ("n" * 100, "validate_socket_filename failed: AF_UNIX path length cannot exceed 107 bytes: {folder}"),
+        ("file", "[Errno 20] Not a directory: '{folder}/ray'"),
+    ],
+)
+def test_a_local_ray_that_does_not_start_is_one_line_that_says_where_its_logs_are(
+    tmp_path: Path, folder: str, reason: str
+) -> None:
+    (tmp_path / "file").touch()
+    place = tmp_path / folder
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", START],
+        capture_output=True,
+        text=True,
+        timeout=90,
+        env={**environment, "RAY_TMPDIR": str(place)},
+        check=True,
+    )
+    assert done.stdout.startswith(f"Ray did not start on this machine ({reason.format(folder=place)}")
+    assert done.stdout.endswith(
+        f"; its logs are in {place}/ray/session_latest/logs: mend what they say, or wait until the machine "
+        "is less busy, and run it again\n"
+    )
+    assert done.stdout.count("\n") == 1
+    assert "Traceback" not in done.stderr
 
 
 STOP = """

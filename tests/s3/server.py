@@ -30,14 +30,14 @@ REGION = "us-east-1"
 _ENVIRONMENT = Path(sys.prefix) / "s3"
 _SWIFT_SIDE = Path(__file__).with_name("swift_side.py")
 _BACKENDS = ("account", "container", "object")
-_START_TIMEOUT_S = 60.0
+_START_TIMEOUT_S = 240.0
 _END_TIMEOUT_S = 10.0
 _PROBE_TIMEOUT_S = 10.0
 _ATTEMPTS = 3  # a free port may be taken by another before the server has it
 
 _COMMON = """\
 [DEFAULT]
-bind_ip = 127.0.0.1
+bind_ip = {host}
 bind_port = {port}
 workers = 0
 user = {user}
@@ -125,10 +125,16 @@ class Counts:
 
 
 class S3Server:
-    """Context manager of a running server. What it stores in `folder` is there again when started anew."""
+    """Context manager of a running server. What it stores in `folder` is there again when started anew.
 
-    def __init__(self, folder: Path, secret_key: str = SECRET_KEY) -> None:
+    It answers on `host` at `port`, or at a free one; what is behind it on loopback alone.
+    """
+
+    def __init__(
+        self, folder: Path, secret_key: str = SECRET_KEY, host: str = "127.0.0.1", port: int = 0
+    ) -> None:
         self.folder = folder
+        self._host, self._port = host, port
         self.access_key, self.secret_key, self.region = ACCESS_KEY, secret_key, REGION
         self.endpoint = ""
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -231,7 +237,8 @@ class S3Server:
     def _start_once(self) -> None:
         memcached = shutil.which("memcached")
         names = [*_BACKENDS, "proxy", *(["memcached"] if memcached else [])]
-        ports = dict(zip(names, _free_ports(len(names)), strict=True))
+        ports = dict(zip(names, free_ports(len(names)), strict=True))
+        ports["proxy"] = self._port or ports["proxy"]
         self._configure(ports)
         rings = [f"{kind}={ports[kind]}" for kind in _BACKENDS]
         made = self._spawn("rings", "rings", str(self.folder), *rings)
@@ -260,7 +267,8 @@ class S3Server:
             secret=self.secret_key,
         )
         for kind in (*_BACKENDS, "proxy"):
-            common = _COMMON.format(port=ports[kind], user=user, folder=self.folder)
+            host = self._host if kind == "proxy" else "127.0.0.1"
+            common = _COMMON.format(host=host, port=ports[kind], user=user, folder=self.folder)
             text = common + (proxy if kind == "proxy" else _BACKEND.format(kind=kind))
             (self.folder / f"{kind}.conf").write_text(text)
 
@@ -294,7 +302,7 @@ class S3Server:
         return " | ".join(lines[-5:]) or "its log is empty"
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Ports of loopback that nothing listens at; all are held until all are known."""
     sockets = [socket.socket() for _ in range(count)]
     try:
