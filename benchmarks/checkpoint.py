@@ -83,7 +83,7 @@ class Clock:
         if "checkpoint" in text:
             raise RuntimeError(text)
 
-    def on_checkpoint(self, step: int, url: str) -> None:
+    def on_checkpoint(self, step: int, url: str, seconds: float) -> None:
         """Not of interest."""
 
     def should_stop(self) -> bool:

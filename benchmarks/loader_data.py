@@ -97,16 +97,22 @@ def anatomy(shape: Shape, seed: int) -> Float32[np.ndarray, "1 z y x"]:
 
 def generate(folder: str, shape: Shape, count: int, storage: StorageConfig | None = None) -> Prepared:
     """Write `count` volumes into a store and as arrays."""
-    storage = storage or StorageConfig()
+    write_volumes(f"{folder}/store", DATASET, shape, count, SEED, storage)
+    return _with_arrays(folder)
+
+
+def write_volumes(
+    root: str, dataset: str, shape: Shape, count: int, seed: int, storage: StorageConfig | None = None
+) -> None:
+    """Write `count` volumes into the store at `root`, as a dataset that is a task and a group of its own."""
+    own = {"dataset": dataset, "task": dataset, "group": dataset}
     records = []
     for index in range(count):
-        image = anatomy(shape, SEED + index)
+        image = anatomy(shape, seed + index)
         volume = Volume(image, None, (1.0, 1.0, 1.0), ("ct",), _geometry(shape))
-        records.append(
-            write_case(f"{folder}/store", _record(f"case{index:03}", shape, image), volume, {}, storage)
-        )
-    write_manifest(f"{folder}/store", _HEADER, records)
-    return _with_arrays(folder)
+        record = _record(f"case{index:03}", shape, image).model_copy(update=own)
+        records.append(write_case(root, record, volume, {}, storage or StorageConfig()))
+    write_manifest(root, _HEADER.model_copy(update=own), records)
 
 
 def real(folder: str, config_file: str, shape: Shape, per_dataset: int) -> Prepared:

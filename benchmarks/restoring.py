@@ -22,13 +22,14 @@ from hssl_dist.config.loading import load_config
 from hssl_dist.config.parts import TrackingConfig
 from hssl_dist.config.preprocess import PreprocessConfig
 from hssl_dist.datasets import discover
-from hssl_dist.imaging import load_case, prepare, restore, restore_scores
+from hssl_dist.imaging import load_case, prepare, restore_scores
 from hssl_dist.imaging.orientation import from_ras
 from hssl_dist.jobs.segmenter import Segmenter, load_segmenter
 from hssl_dist.networks.weights import load_model
 from hssl_dist.records import Case, Geometry
 from hssl_dist.segmentation import Windows, dice, logit_slabs
 from hssl_dist.tracking import fetch_model
+from tests.restoring import restore
 
 Logits = np.ndarray[Any, np.dtype[np.float32]]
 Label = np.ndarray[Any, np.dtype[np.uint8]]

@@ -132,7 +132,7 @@ def barrier(timeout_s: float = 600.0) -> None:
         if dist.get_backend() == "gloo":
             dist.monitored_barrier(timeout=deadline, wait_all_ranks=True)
         else:
-            work = dist.barrier(async_op=True)
+            work = dist.barrier(async_op=True, device_ids=[torch.cuda.current_device()])
             if work is not None:
                 work.wait(deadline)
 

@@ -13,8 +13,9 @@ HsslError
 ├── TrainingError           training that must not go on
 │   ├── CollectiveError     ranks that wait for one that does not come
 │   └── NonFiniteError      NaN or infinity in a loss or a gradient
-├── WorkerError             a worker process that was lost
+├── WorkerError             a worker process, or its cluster, that was lost or did not start
 ├── OutOfMemoryError        memory, the machine's or the GPU's, does not suffice
+├── BusyError               another process has what is one's alone
 ├── TooManyFailuresError    more cases failed than the config allows
 └── TrackingError           the tracking server or the registry refused
 Interrupted                 asked to stop, a checkpoint is saved: exit status 3
@@ -80,11 +81,15 @@ class NonFiniteError(TrainingError):
 
 
 class WorkerError(HsslError):
-    """A worker process crashed, was killed, or ran out of memory."""
+    """A worker process crashed, was killed, or ran out of memory; or the cluster did, or did not start."""
 
 
 class OutOfMemoryError(HsslError):
     """Memory, the machine's or the GPU's, does not suffice for what the config asks for."""
+
+
+class BusyError(HsslError):
+    """Another process has a folder that one process at a time may write."""
 
 
 class TooManyFailuresError(HsslError):

@@ -11,9 +11,9 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,6 +37,24 @@ def canonical_json(value: Any) -> str:
 def content_hash(value: Any) -> str:
     """SHA-256 (hex) of the canonical JSON of `value`."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+Names = TypeVar("Names", bound=Mapping[int, str])
+
+
+def distinct(classes: Names) -> Names:
+    """Names of label values, as they are. Raises ValueError if two values have one name: scores, labels and
+    channels go by the name, so one of the classes would be lost.
+    """
+    values: dict[str, int] = {}
+    for value, name in sorted(classes.items()):
+        if name in values:
+            raise ValueError(
+                f"label values {values[name]} and {value} are both called {name!r}; "
+                "give each a name of its own"
+            )
+        values[name] = value
+    return classes
 
 
 class Record(BaseModel):
@@ -226,7 +244,7 @@ class ManifestHeader(Record):
     dataset: str
     task: str
     group: str
-    classes: dict[int, str]
+    classes: Annotated[dict[int, str], AfterValidator(distinct)]
     channels: tuple[str, ...]
     recipe: dict[str, Any]
     recipe_hash: str

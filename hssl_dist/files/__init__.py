@@ -4,11 +4,13 @@ A URL is a local path or anything fsspec knows (`s3://bucket/prefix`, `memory://
 the archive's URL before it: `s3://bucket/Task04.tar!/Task04/dataset.json`. Local paths are absolute once a
 config is resolved, so every process sees the same file. fsspec is imported by the first call.
 
-    access.py   forms of S3 URLs, the S3 client, its errors
-    faults.py   which faults of storage pass by themselves, trying again
-    ranged.py   reading by ranges
-    tar.py      archives read in place
-    scratch.py  compressed archives
+    access.py     forms of S3 URLs, the S3 client, its errors
+    faults.py     which faults of storage pass by themselves, trying again
+    ranged.py     reading by ranges
+    tar.py        archives read in place
+    scratch.py    compressed archives
+    ownership.py  one process at a time writes a folder
+    sealed_json.py  JSON with a hash of its content
 """
 
 from __future__ import annotations
@@ -23,9 +25,18 @@ import threading
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from hssl_dist.errors import ConfigError, MissingError
-from hssl_dist.files.access import check_endpoint, explained, parse, put, s3_filesystem, shown, with_access
-from hssl_dist.files.faults import Backoff, is_transient, lacks_space, retried
+from hssl_dist.errors import ConfigError, MissingError, StorageError
+from hssl_dist.files.access import (
+    attempted,
+    check_endpoint,
+    explained,
+    parse,
+    put,
+    s3_filesystem,
+    shown,
+    with_access,
+)
+from hssl_dist.files.faults import Backoff, is_transient, lacks_space, remedy, retried
 from hssl_dist.files.ranged import Fetch, open_ranges
 from hssl_dist.files.scratch import decompressed
 from hssl_dist.files.tar import Tar
@@ -51,6 +62,7 @@ __all__ = [
     "open_read",
     "read",
     "relative",
+    "remedy",
     "remove",
     "resolve",
     "retried",
@@ -59,6 +71,7 @@ __all__ = [
     "walk",
     "with_access",
     "write",
+    "writing",
 ]
 
 _BLOCK_BYTES = 1 << 20
@@ -132,30 +145,39 @@ def filesystem(url: str) -> tuple[Any, str]:
 
 def exists(url: str) -> bool:
     """Whether a file or folder is there."""
+
+    def find() -> bool:
+        fs, path = filesystem(url)
+        return bool(fs.exists(path))
+
     try:
-        with explained(url):
-            fs, path = filesystem(url)
-            return bool(fs.exists(path))
+        return attempted(url, find)
     except FileNotFoundError:
         return False
 
 
 def is_folder(url: str) -> bool:
     """Whether there is a folder (or a non-empty prefix)."""
+
+    def find() -> bool:
+        fs, path = filesystem(url)
+        return bool(fs.isdir(path))
+
     try:
-        with explained(url):
-            fs, path = filesystem(url)
-            return bool(fs.isdir(path))
+        return attempted(url, find)
     except FileNotFoundError:
         return False
 
 
 def listing(url: str) -> list[str]:
     """Names directly below a folder, sorted; empty if there is no such folder."""
+
+    def find() -> list[Any]:
+        fs, path = filesystem(url)
+        return list(fs.ls(path, detail=False)) if fs.isdir(path) else []
+
     try:
-        with explained(url):
-            fs, path = filesystem(url)
-            names = fs.ls(path, detail=False) if fs.isdir(path) else []
+        names = attempted(url, find)
     except FileNotFoundError:
         return []
     return sorted(posixpath.basename(str(name).rstrip("/")) for name in names)
@@ -163,14 +185,17 @@ def listing(url: str) -> list[str]:
 
 def walk(url: str) -> Iterator[str]:
     """URLs of all files below a folder, sorted; none if there is no such folder."""
+
+    def find() -> tuple[str, list[str]]:
+        fs, path = filesystem(url)
+        return path, sorted(map(str, fs.find(path)))
+
     try:
-        with explained(url):
-            fs, path = filesystem(url)
-            names = sorted(fs.find(path))
+        path, names = attempted(url, find)
     except FileNotFoundError:
         return
     for name in names:
-        yield join(url, posixpath.relpath(str(name), path or "."))
+        yield join(url, posixpath.relpath(name, path or "."))
 
 
 def read(url: str) -> bytes:
@@ -178,9 +203,12 @@ def read(url: str) -> bytes:
     if is_local(url):
         with open_read(url) as stream:
             return stream.read()
-    with explained(url):
+
+    def fetch() -> bytes:
         fs, path = filesystem(url)
         return bytes(fs.cat_file(path))
+
+    return attempted(url, fetch)
 
 
 def open_read(url: str) -> IO[bytes]:
@@ -194,10 +222,8 @@ def open_read(url: str) -> IO[bytes]:
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
             raise OSError(errno.EINVAL, "it is a pipe or a device", url)
         return Path(url).open("rb")
-    with explained(url):
-        fs, path = filesystem(url)
-        fetch, size_bytes, _ = _ranges(fs, path, url)
-        return open_ranges(fetch, size_bytes, max(1, min(size_bytes, _READ_AHEAD_BYTES)))
+    fetch, size_bytes, _ = attempted(url, lambda: _ranges(*filesystem(url), url))
+    return open_ranges(fetch, size_bytes, max(1, min(size_bytes, _READ_AHEAD_BYTES)))
 
 
 def write(url: str, data: bytes, *, durable: bool = False) -> None:
@@ -218,11 +244,22 @@ def write(url: str, data: bytes, *, durable: bool = False) -> None:
         fs.pipe_file(path, data)
         return
     try:
-        with explained(url):
-            put(fs, path, data)
+        attempted(url, lambda: put(fs, path, data))
     except FileNotFoundError:
-        bucket = path.partition("/")[0]
-        raise MissingError(f"{shown(url)}: there is no bucket {bucket!r}; make it first") from None
+        raise _no_bucket(url, path) from None
+
+
+@contextlib.contextmanager
+def writing(output: str, remedy: str = "make room or choose another output") -> Iterator[None]:
+    """Around what is written below `output`: StorageError of one line, with what to do, if it cannot be."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        raise StorageError(
+            f"{shown(output)} cannot be written: {error.strerror or error}; {remedy}"
+        ) from error
 
 
 def create(url: str, data: bytes) -> bool:
@@ -230,7 +267,7 @@ def create(url: str, data: bytes) -> bool:
 
     Of several that try at once one succeeds, on local disk and S3. Other storage may look before it writes
     (Swift) and let several pass; and a put that is retried after its answer was lost finds its own file. So
-    read what is there.
+    read what is there. Raises MissingError if there is no such bucket.
     """
     if is_local(url):
         target = Path(url)
@@ -244,10 +281,12 @@ def create(url: str, data: bytes) -> bool:
         finally:
             aside.unlink()
         return True
+    fs, path = filesystem(url)
     try:
         with explained(url):
-            fs, path = filesystem(url)
             fs.pipe_file(path, data, mode="create")
+    except FileNotFoundError:
+        raise _no_bucket(url, path) from None
     except OSError:
         if exists(url):
             return False
@@ -259,10 +298,13 @@ def remove(url: str) -> None:
     """Remove a file or a whole folder if it is there."""
     if _split(url) is not None:
         raise ConfigError(f"{shown(url)} is in an archive, which is only read; choose another place")
-    with explained(url):
+
+    def take_away() -> None:
         fs, path = filesystem(url)
         if fs.exists(path):
             fs.rm(path, recursive=True)
+
+    attempted(url, take_away)
 
 
 def sha256(url: str) -> tuple[str, int]:
@@ -273,6 +315,10 @@ def sha256(url: str) -> tuple[str, int]:
             digest.update(block)
             size += len(block)
     return digest.hexdigest(), size
+
+
+def _no_bucket(url: str, path: str) -> MissingError:
+    return MissingError(f"{shown(url)}: there is no bucket {path.partition('/')[0]!r}; make it first")
 
 
 # ------------------------------------------------------------------------------------------------ local disk
@@ -324,17 +370,14 @@ def _ranges(fs: Any, path: str, url: str) -> tuple[Fetch, int, str]:
         raise IsADirectoryError(f"{shown(url)} is a folder")
 
     def fetch(start: int, stop: int) -> bytes:
-        with explained(url):
-            return bytes(fs.cat_file(path, start=start, end=stop))
+        return attempted(url, lambda: bytes(fs.cat_file(path, start=start, end=stop)))
 
     return fetch, int(info["size"]), repr(sorted(info.items()))
 
 
 def _archive(url: str) -> Tar:
     """The archive at a URL, as it is now: indexed once in a process for as long as it does not change."""
-    with explained(url):
-        fs, path = filesystem(url)
-        fetch, size_bytes, version = _ranges(fs, path, url)
+    fetch, size_bytes, version = attempted(url, lambda: _ranges(*filesystem(url), url))
     with _indexing:
         known = _archives.get(url)
         if known is None or known[0] != version:

@@ -15,17 +15,23 @@ import functools
 import os
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from hssl_dist.errors import AccessError, StorageError
+from hssl_dist.files.faults import Backoff, retried
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+T = TypeVar("T")
 
 _ATTEMPTS = 4
+"""Of one request, by the client: at most 4 x 60 s and 7 s of pauses for a server that never answers."""
 _CONNECT_TIMEOUT_S = 10
 _READ_TIMEOUT_S = 60
+_BACKOFF = Backoff()
+"""Of a whole read or write, whose last attempt starts within a minute of the first."""
 _PUT_BYTES = 64 << 20
 """Objects up to twice this size are one PUT; larger ones are sent in parts of it."""
 _PARALLEL_PARTS = 8
@@ -101,7 +107,7 @@ def _s3_filesystem(
     import fsspec
 
     retries = {"mode": "standard", "total_max_attempts": _ATTEMPTS}
-    return fsspec.filesystem(
+    fs = fsspec.filesystem(
         "s3",
         anon=anonymous,
         endpoint_url=endpoint,
@@ -117,11 +123,29 @@ def _s3_filesystem(
             "read_timeout": _READ_TIMEOUT_S,
         },
     )
+    # s3fs would try five times what the client has tried four times, and a read five times that: for a server
+    # that hangs an hour and a half. What the client does not try again `attempted` does.
+    fs.retries = 1
+    return fs
 
 
 def put(fs: Any, path: str, data: bytes) -> None:
     """One PUT, or parts for what is large."""
     fs.pipe_file(path, data, chunksize=_PUT_BYTES, max_concurrency=_PARALLEL_PARTS)
+
+
+def attempted(url: str, work: Callable[[], T]) -> T:
+    """What `work` returns, which may be done twice: object storage that fails in a way that may pass, or cuts
+    its answer, is tried again. Raises as `explained` does.
+    """
+    if parse(url) is None:
+        return work()
+
+    def attempt() -> T:
+        with explained(url):
+            return work()
+
+    return retried(attempt, _BACKOFF)
 
 
 @contextmanager

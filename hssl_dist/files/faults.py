@@ -1,7 +1,8 @@
 """Faults of storage: which of them pass by themselves, and trying again until they have.
 
 The S3 client tries each request a few times at once, for a dropped packet or a busy moment; `retried` is for
-what lasts longer, around work that may be done twice.
+what lasts longer, and for answers that were cut, around work that may be done twice. Where one such piece of
+work holds another, their attempts multiply; their time does not, since `Backoff.within_s` bounds each.
 """
 
 from __future__ import annotations
@@ -39,12 +40,13 @@ class Backoff:
     """How often a piece of work is tried, and the seconds in between: they double, up to `longest_s`.
 
     Each wait is drawn between half of that and all of it, so that many processes which met the same fault do
-    not come back at the same moment.
+    not come back at the same moment. No attempt starts later than `within_s` after the first.
     """
 
     attempts: int = 4
     first_s: float = 1.0
     longest_s: float = 30.0
+    within_s: float = 60.0
 
     def wait_s(self, failures: int, share: float) -> float:
         """Seconds to wait after so many failures (from 1); `share` (0 to 1) is the draw."""
@@ -57,16 +59,19 @@ def retried(
     backoff: Backoff,
     *,
     sleep: Callable[[float], object] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
 ) -> T:
     """What `work` returns, tried again while it fails in a way that may pass. Raises its last error."""
     draw = random.SystemRandom().random  # no seed of a run's is touched
+    last_s = clock() + backoff.within_s
     for failures in range(1, backoff.attempts):
         try:
             return work()
         except OSError as error:
-            if not is_transient(error):
+            wait_s = backoff.wait_s(failures, draw())
+            if not is_transient(error) or clock() + wait_s > last_s:
                 raise
-        sleep(backoff.wait_s(failures, draw()))
+        sleep(wait_s)
     return work()
 
 
@@ -96,6 +101,16 @@ def lacks_space(error: BaseException) -> bool:
     if answered is not None:
         return answered[0] == _NO_SPACE_STATUS
     return isinstance(error, OSError) and error.errno in _NO_SPACE_ERRNOS
+
+
+def remedy(error: BaseException) -> str:
+    """What to do about storage that refused a write of a job that goes on where it was."""
+    what = (
+        "make room there, or raise the quota or the limit on file sizes"
+        if lacks_space(error)
+        else "mend the storage"
+    )
+    return f"{what}, and run it again: what is committed is kept"
 
 
 def _answer(error: BaseException) -> tuple[int, str] | None:

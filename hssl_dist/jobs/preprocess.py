@@ -3,22 +3,22 @@
 For each dataset: list the cases, hash their files, survey the new ones, settle the recipe, store the cases
 whose key (content and recipe) is not committed, replace the manifest. At last, look for scans that several
 datasets have, and write the quality reports. Whatever was done before a kill is kept; the manifest never
-lists a case that is being rewritten.
+lists a case that is being rewritten, and no two jobs write a dataset at once (see `store_owner`).
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hssl_dist import __version__, store
+from hssl_dist import __version__, files, store
 from hssl_dist.datasets import dataset_root, discover
-from hssl_dist.errors import CorruptError, MissingError
+from hssl_dist.errors import CorruptError, HsslError, MissingError, StoreError
 from hssl_dist.imaging import CaseSurvey, Recipe, resolve_recipe
 from hssl_dist.imaging.recipe import RECIPE_VERSION
 from hssl_dist.jobs.batches import Workers, batched
@@ -34,6 +34,7 @@ from hssl_dist.jobs.preprocess_report import write_report
 from hssl_dist.jobs.preprocess_result import Result, add_overlaps, check_failure_rates, outcome
 from hssl_dist.jobs.quarantine import Quarantine
 from hssl_dist.jobs.sources import HashedCase, hash_cases
+from hssl_dist.jobs.store_owner import owned
 from hssl_dist.jobs.surveys import read_surveys, write_surveys
 from hssl_dist.records import CaseRecord, Manifest, ManifestHeader, Outcome, content_hash
 from hssl_dist.store.layout import ENCODING_VERSION
@@ -57,6 +58,7 @@ class _Work:
     job: PreprocessConfig
     workers: Workers
     console: Console
+    check_owner: Callable[[], None]
 
     @property
     def root(self) -> str:
@@ -72,22 +74,40 @@ class _Work:
 def run(config: PreprocessConfig, console: Console) -> Outcome:
     """Preprocess all datasets of the config; Ray is only started if a case is to be surveyed or stored.
 
-    Raises UsageError for a source that is not as the config says, before anything is written, and
-    TooManyFailuresError, after everything is written, if too many cases of a dataset are in quarantine.
+    Raises UsageError for a source that is not as the config says, before anything is written, StoreError for
+    a store that cannot be written, and TooManyFailuresError, after everything is written, if too many cases
+    of a dataset are in quarantine.
     """
+    root = config.store.url
     found = [discover(dataset, config.source_root) for dataset in config.datasets]
+    try:
+        with owned(root, [dataset.name for dataset in config.datasets], console) as check_owner:
+            results = _preprocess_all(config, found, console, check_owner)
+    except HsslError:
+        raise
+    except OSError as error:  # of a disk
+        raise StoreError(
+            f"the store {files.shown(root)} could not be written: {error}; {files.remedy(error)}"
+        ) from error
+    check_failure_rates(results, config.max_failure_rate)
+    return outcome(root, results)
+
+
+def _preprocess_all(
+    config: PreprocessConfig, found: Sequence[Dataset], console: Console, check_owner: Callable[[], None]
+) -> list[Result]:
+    """All datasets, one after the other, then what only all of them together tell."""
     with ExitStack() as stack:
         workers = Workers(config.ray, console, stack)
         results = [
-            _preprocess(_Work(dataset_config, dataset, config, workers, console))
+            _preprocess(_Work(dataset_config, dataset, config, workers, console, check_owner))
             for dataset_config, dataset in zip(config.datasets, found, strict=True)
         ]
     results = add_overlaps(results, config.store.url, console)
     for result in results:
         if result.manifest is not None:
             write_report(config.store.url, result.manifest, result.quarantined, result.oddities)
-    check_failure_rates(results, config.max_failure_rate)
-    return outcome(config.store.url, results)
+    return results
 
 
 def _preprocess(work: _Work) -> Result:
@@ -99,6 +119,7 @@ def _preprocess(work: _Work) -> Result:
     keys = {case.id: _key(case, recipe) for case in cases if case.id in surveys} if recipe else {}
     there = _records(work, previous, keys)
     committed = {case_id: record for case_id, record in there.items() if keys.get(case_id) == record.key}
+    work.check_owner()
     removed = _withdraw(work, previous, committed, cases)
 
     for case in cases:
@@ -110,6 +131,7 @@ def _preprocess(work: _Work) -> Result:
         _store(work, recipe, surveys, [(case, keys[case.id]) for case in todo], quarantine) if recipe else {}
     )
 
+    work.check_owner()
     quarantine.settle()
     for quarantined in quarantine.cases:
         if quarantined.id in there:
@@ -213,9 +235,10 @@ def _previous_manifest(work: _Work) -> Manifest | None:
 
 def _records(work: _Work, previous: Manifest | None, keys: Mapping[str, str]) -> dict[str, CaseRecord]:
     """Records of what is stored of the present cases, whatever their key: the manifest's, and those an
-    unfinished run has committed since.
+    unfinished run has committed since. A case whose commit record is gone is not stored, listed or not.
     """
-    listed = {record.id: record for record in previous.cases} if previous else {}
+    there = store.recorded_cases(work.root, work.name)
+    listed = {record.id: record for record in previous.cases if record.id in there} if previous else {}
     stale = [case_id for case_id, key in keys.items() if case_id not in listed or listed[case_id].key != key]
     return {**listed, **store.read_records(work.root, work.name, stale)}
 
@@ -280,6 +303,7 @@ def _store(
                 quarantine.add(*by_id[result.case_id], result.reason)
             else:
                 written[result.id] = result
+            work.check_owner()
             advance(1)
     return written
 

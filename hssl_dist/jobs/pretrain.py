@@ -15,10 +15,11 @@ from hssl_dist import collectives
 from hssl_dist.console import Console
 from hssl_dist.errors import CheckpointError, Interrupted
 from hssl_dist.jobs import cluster
-from hssl_dist.jobs.finished import NOT_REGISTERED, read_done, write_done
+from hssl_dist.jobs.finished import NOT_REGISTERED, Wanted, is_done, read_done, write_done
 from hssl_dist.jobs.lineage import lineage
 from hssl_dist.jobs.pretrain_rank import (
     checkpoint_store,
+    is_leading,
     model_url,
     read_sampled,
     run_url,
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
     from hssl_dist.config.pretrain import PretrainConfig
     from hssl_dist.records import Lineage, Manifest
-    from hssl_dist.tracking import Run
+    from hssl_dist.tracking import Run, Version
 
 Log = Callable[[int, Mapping[str, float]], None]
 _WITHOUT_SECRETS = {"tracking"}
@@ -52,9 +53,14 @@ def run(config: PretrainConfig, console: Console) -> Outcome:
     Raises ConfigError if the run was started with another config, and the errors of training.
     """
     manifests = read_sampled(config)
-    done = read_done(config.tracking, run_url(config), config.name, trajectory(config, manifests))
-    if done is not None:
-        return done
+    if is_leading():
+        again = partial(_register_again, config, manifests, console)
+        wanted = Wanted(model_url(config), again, config.register_as)
+        done = read_done(config.tracking, run_url(config), config.name, trajectory(config, manifests), wanted)
+        if done is not None:
+            return done
+    elif is_done(run_url(config)):
+        return Outcome({}, silent=True)
     if config.runner == "ray":
         with cluster.connect(config.ray, console):
             return _lead(config, manifests, console, _train_on_ray)
@@ -73,18 +79,9 @@ def _lead(
     """Track the run, train by `train`, register what it made."""
     made_from = _lineage(config, manifests)
     with stop_requests() as stop_requested:
-        tracked = start_run(
-            config.tracking,
-            config.name,
-            params=config.model_dump(mode="json", exclude=_WITHOUT_SECRETS),
-            tags={"hssl.job": "pretrain"},
-            lineage=made_from,
-            warn=console.warn,
-            folder=run_url(config),
-        )
+        tracked = _begin(config, made_from, console)
         status: Literal["done", "failed", "interrupted"] = "failed"
         try:
-            tracked.log_json("config.json", config.model_dump(mode="json", exclude=_WITHOUT_SECRETS))
             tracked.log_history(_saved_history(config, manifests))  # what a killed process had not sent
             own = made_from.model_copy(update={"parent_run": tracked.id})
             train(config, own, tracked.log_metrics, console, stop_requested)
@@ -96,6 +93,22 @@ def _lead(
         finally:
             tracked.finish(status)
     return outcome
+
+
+def _begin(config: PretrainConfig, made_from: Lineage, console: Console) -> Run:
+    """The tracked run, new or gone on with."""
+    params = config.model_dump(mode="json", exclude=_WITHOUT_SECRETS)
+    tracked = start_run(
+        config.tracking,
+        config.name,
+        params=params,
+        tags={"hssl.job": "pretrain"},
+        lineage=made_from,
+        warn=console.warn,
+        folder=run_url(config),
+    )
+    tracked.log_json("config.json", params)
+    return tracked
 
 
 def _train_here(
@@ -160,9 +173,7 @@ def _conclude(
     off is done by the same run again.
     """
     step, history = _progress(config)
-    tracked.log_history(history)
-    _log_curves(tracked, history)
-    version = register_safe(tracked, model_url(config), config.register_as, made_from)
+    version = _deliver(config, made_from, tracked, history)
     tracked.finish("done")
     summary: dict[str, Any] = {
         "name": config.name,
@@ -185,8 +196,24 @@ def _conclude(
     )
 
 
+def _deliver(config: PretrainConfig, made_from: Lineage, tracked: Run, history: History) -> Version | None:
+    tracked.log_history(history)
+    _log_curves(tracked, history)
+    return register_safe(tracked, model_url(config), config.register_as, made_from)
+
+
+def _register_again(
+    config: PretrainConfig, manifests: Mapping[str, Manifest], console: Console, _: str
+) -> tuple[str, Version | None]:
+    """The finished run's network in the registry, which may have lost it, and the run with it."""
+    made_from = _lineage(config, manifests)
+    with _begin(config, made_from, console) as tracked:
+        own = made_from.model_copy(update={"parent_run": tracked.id})
+        return tracked.id, _deliver(config, own, tracked, _saved_history(config, manifests))
+
+
 def _interrupted(config: PretrainConfig, tracked: Run, reason: str) -> Outcome:
-    step, _ = _progress(config)
+    step = checkpoint_store(config).latest() or 0
     summary = {"name": config.name, "run_id": tracked.id, "steps": step, "reason": reason}
     return Outcome(
         summary,

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from hssl_dist import collectives, files
-from hssl_dist.errors import CollectiveError, StoreError
+from hssl_dist.errors import CollectiveError, Interrupted, StoreError
 from hssl_dist.memory import within_memory
 from hssl_dist.sampling.split_files import named_datasets
 from hssl_dist.store import list_datasets, open_reader, read_manifests
@@ -77,6 +77,7 @@ class RankCallbacks:
     advance: Callable[[int], None]
     stop_requested: Callable[[], bool]
     watch: Watch | None
+    saved: Callable[[float], None] | None
 
     def on_step(self, step: int) -> None:  # noqa: ARG002
         """One step further."""
@@ -91,8 +92,10 @@ class RankCallbacks:
         """One line, also where there is a progress bar."""
         self.warn(text)
 
-    def on_checkpoint(self, step: int, url: str) -> None:  # noqa: ARG002
-        """One line."""
+    def on_checkpoint(self, step: int, url: str, seconds: float) -> None:  # noqa: ARG002
+        """One line, and how long it took."""
+        if self.saved is not None:
+            self.saved(seconds)
         self.say(f"step {step} of {self.total_steps}: checkpoint saved")
 
     def should_stop(self) -> bool:
@@ -135,10 +138,12 @@ def train_rank(
     advance: Callable[[int], None],
     stop_requested: Callable[[], bool],
     watch: Watch | None = None,
+    saved: Callable[[float], None] | None = None,
 ) -> None:
     """Train on this rank to the end; rank 0 then writes the model folder.
 
-    Metrics go to `log`, not to MLflow: a run is logged to by one process, the one that leads it.
+    Metrics go to `log`, not to MLflow: a run is logged to by one process, the one that leads it. `saved` is
+    told the seconds that each checkpoint took to write.
     Raises Interrupted once a stop is asked for and a checkpoint is saved, OutOfMemoryError with advice, and
     the errors of the loop.
     """
@@ -151,6 +156,7 @@ def train_rank(
         advance=advance,
         stop_requested=stop_requested,
         watch=watch,
+        saved=saved,
     )
     checkpoints = checkpoint_store(config)
     if collectives.rank() == 0 and (step := checkpoints.latest()) is not None:
@@ -210,6 +216,15 @@ def read_same_manifests(config: PretrainConfig, lineage: Lineage) -> dict[str, M
     return manifests
 
 
+def is_leading() -> bool:
+    """Whether this process speaks for the job: torchrun's rank 0, or the only one; known before they meet."""
+    return not _under_torchrun() or os.environ["RANK"] == "0"
+
+
+def _under_torchrun() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
 @contextmanager
 def torchrun_group(config: PretrainConfig) -> Iterator[torch.device]:
     """Inside, this process is one of torchrun's ranks, if torchrun started it; yields the rank's device."""
@@ -217,14 +232,15 @@ def torchrun_group(config: PretrainConfig) -> Iterator[torch.device]:
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
+    if not _under_torchrun():
         yield device
         return
     timeout = timedelta(seconds=config.collective_timeout_s)
     store = None
     try:
         store, rank, world_size = next(rendezvous("env://", timeout=timeout))
-        store.set(f"hssl-started/{rank}", "")
+        store.set(_started(rank), "")
+        store.wait([_started(other) for other in range(world_size)], timeout)  # NCCL's group would not
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
             store=store,
@@ -234,17 +250,28 @@ def torchrun_group(config: PretrainConfig) -> Iterator[torch.device]:
         )
     except RuntimeError as error:
         raise CollectiveError(_not_started(store, config.collective_timeout_s)) from error
+    end = dist.destroy_process_group
     try:
         with watched(config):
             yield device
+    except BaseException as error:
+        # With NCCL that waits for collectives to which the others may not come, and nobody would hear why.
+        if dist.get_backend() == "nccl" and not isinstance(error, Interrupted):
+            end = dist.distributed_c10d._abort_process_group
+        raise
     finally:
-        dist.destroy_process_group()
+        end()
+
+
+def _started(rank: int) -> str:
+    """The key that says that a rank is there."""
+    return f"hssl-started/{rank}"
 
 
 def _not_started(store: Store | None, timeout_s: float) -> str:
     """Which ranks did not come to make the process group; not known if not even the store was there."""
     ranks = range(int(os.environ["WORLD_SIZE"]))
-    late = [rank for rank in ranks if store is not None and not store.check([f"hssl-started/{rank}"])]
+    late = [rank for rank in ranks if store is not None and not store.check([_started(rank)])]
     names = ", ".join(map(str, late[:_NAMED_RANKS])) + (", ..." if len(late) > _NAMED_RANKS else "")
     return (
         f"rank {os.environ['RANK']} of {len(ranks)} waited {timeout_s:g} s for the others to start"

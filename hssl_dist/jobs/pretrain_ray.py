@@ -12,14 +12,19 @@ import tempfile
 import threading
 import time
 import uuid
-from collections import deque
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, get_preemption_info
+from ray.train import (
+    FailureConfig,
+    RunConfig,
+    ScalingConfig,
+    TrainingFailedError,
+    UserCallback,
+    get_preemption_info,
+)
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from hssl_dist import collectives
 from hssl_dist.config.pretrain import PretrainConfig
@@ -33,6 +38,9 @@ from hssl_dist.errors import (
     TrainingError,
     UsageError,
 )
+from hssl_dist.jobs import cluster
+from hssl_dist.jobs.liaison import POLL_S, End, Liaison, Relay, asked_now_and_then, start_liaison
+from hssl_dist.jobs.pretrain_metrics import RunMetrics, end_counted, memory_exported
 from hssl_dist.jobs.pretrain_rank import train_rank, watched
 from hssl_dist.records import Lineage
 
@@ -41,58 +49,48 @@ if TYPE_CHECKING:
 
     from hssl_dist.console import Console
 
-# Starting the workers again cannot mend these. All ranks meet the first ones alike.
-_FINAL_ON_ALL = (UsageError, CheckpointError, NonFiniteError)
-_FINAL_ON_ONE = (CorruptError, OutOfMemoryError)
-_POLL_S = 0.25
+_FINAL = (UsageError, CheckpointError, NonFiniteError, CorruptError, OutOfMemoryError)
+"""Starting the workers again cannot mend these."""
 _HEALTH_CHECK_S = 0.5
 _SAY_S = 5.0
 _LOOK_S = 5.0
 
 
-@ray.remote(num_cpus=0)
-class Liaison:
-    """What the driver and rank 0 tell each other."""
+class _NoMoreAttempts(UserCallback):
+    """Ends the training where a worker has said how it ended: to Ray every failure is worth another attempt,
+    and while one rank has failed the others wait for it. Its methods are called by Ray Train's controller.
+    """
 
-    def __init__(self) -> None:
-        self._lines: deque[str] = deque()
-        self._metrics: deque[tuple[int, dict[str, float]]] = deque()
-        self._stop = False
-        self._end: Literal["done", "interrupted"] | HsslError | None = None
+    def __init__(self, liaison: Any) -> None:
+        self._liaison = liaison
 
-    def say(self, line: str) -> None:
-        """A line for the driver's console."""
-        self._lines.append(line)
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
+        """What is raised here ends all workers, for good; without that Ray starts them again."""
+        if ray.get(self._liaison.end.remote()) is not None:
+            raise next(iter(worker_exceptions.values()))
+        ray.get(self._liaison.lose.remote())
 
-    def lines(self) -> list[str]:
-        """The lines said since the last call."""
-        lines, self._lines = list(self._lines), deque()
-        return lines
+
+class _Liaison(Liaison):
+    """One of whose metrics, starts and checkpoints Prometheus hears, too."""
+
+    def __init__(self, run: str, planned_steps: int) -> None:
+        super().__init__()
+        self._told = RunMetrics(run, planned_steps, lambda line: self.say(f"warning: {line}"))
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Metrics of a step, for the driver to track."""
-        self._metrics.append((step, metrics))
+        """Metrics of a step."""
+        super().log(step, metrics)
+        self._told.logged(step, metrics)
 
-    def metrics(self) -> list[tuple[int, dict[str, float]]]:
-        """The metrics logged since the last call, in order."""
-        metrics, self._metrics = list(self._metrics), deque()
-        return metrics
+    def started(self, workers: int) -> None:
+        """So many workers train now."""
+        self.say(f"training on {workers} worker{'s' if workers > 1 else ''}")
+        self._told.started(workers)
 
-    def request_stop(self) -> None:
-        """Ask the workers to save a checkpoint and end."""
-        self._stop = True
-
-    def stop_requested(self) -> bool:
-        """Whether the workers are asked to end."""
-        return self._stop
-
-    def conclude(self, end: Literal["done", "interrupted"] | HsslError) -> None:
-        """How the training ended, for good."""
-        self._end = end
-
-    def end(self) -> Literal["done", "interrupted"] | HsslError | None:
-        """How it ended; None while it has not."""
-        return self._end
+    def saved(self, seconds: float) -> None:
+        """A checkpoint is committed, after so many seconds of writing."""
+        self._told.saved(seconds)
 
 
 def train_on_ray(
@@ -107,10 +105,11 @@ def train_on_ray(
     `log` is called here, in the driver.
 
     Raises Interrupted once a checkpoint is saved on request, what a worker raised if starting it again cannot
-    help, and TrainingError if workers failed more than `config.max_failures` times.
+    help, TrainingError if workers failed more than `config.max_failures` times, and WorkerError if the
+    cluster is lost.
     """
     _say_what_is_missing(config, console)
-    liaison = _here(Liaison).remote()
+    liaison = start_liaison(_Liaison, config.name, config.encoder.steps + config.decoder.steps)
     failure: list[BaseException] = []
     with tempfile.TemporaryDirectory(prefix="hssl-ray-") as folder, _ray_train_environment(config):
         trainer = _trainer(config, lineage, liaison, folder)
@@ -121,42 +120,38 @@ def train_on_ray(
             except BaseException as error:  # noqa: BLE001  (raised again below, by the thread that waits)
                 failure.append(error)
 
-        # In a thread, so that this one is free to get signals; a daemon, so that a second signal ends it all.
+        # In a thread, so that this one is free to get signals; a daemon, so that a second Ctrl-C ends it all.
         fitting = threading.Thread(target=fit, name="ray-train-fit", daemon=True)
         fitting.start()
-        asked = False
-
-        def relay() -> None:
-            for line in ray.get(liaison.lines.remote()):
-                console.say(line)
-            for step, metrics in ray.get(liaison.metrics.remote()):
-                log(step, metrics)
-
-        while fitting.is_alive():
-            fitting.join(_POLL_S)
-            relay()
-            if stop_requested() and not asked:
-                asked = True
-                console.say("asked to stop: saving a checkpoint")
-                ray.get(liaison.request_stop.remote())
-        relay()
-    _raise_end(ray.get(liaison.end.remote()), failure)
+        with end_counted(config.name, console.warn):
+            with cluster.cluster_losses():
+                _wait(fitting, Relay(liaison, console, stop_requested, log))
+                end = ray.get(liaison.end.remote())
+            _raise_end(end, failure)
 
 
-def _here(actor: Any) -> Any:
-    """The actor on this process's node: it is to live as long as the run does, not as long as some worker."""
-    node = ray.get_runtime_context().get_node_id()
-    return actor.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
+def _wait(fitting: threading.Thread, relay: Relay) -> None:
+    """Relay what rank 0 says until the training has ended, and a request to stop. Raises WorkerError if the
+    cluster's head is gone, and Interrupted if a stop is asked for while there are no workers, since they wait
+    for room.
+    """
+    while fitting.is_alive():
+        fitting.join(POLL_S)
+        relay.poll()
+        if relay.begun is not None and not relay.begun:
+            raise Interrupted("no worker was running; run it again to go on")
+    relay.finish()
 
 
 def _trainer(config: PretrainConfig, lineage: Lineage, liaison: Any, folder: str) -> TorchTrainer:
     use_gpu = _resources().get("GPU", 0) > 0
     fewest, most = config.workers
-    # As a mapping: the types that Ray declares are of the class that Train V2 has replaced.
+    # The types that Ray declares are of the classes that Train V2 has replaced.
     workers: dict[str, Any] = {
         "num_workers": fewest if fewest == most else (fewest, most),
         "elastic_resize_monitor_interval_s": config.resize_every_s,
     }
+    callbacks: list[Any] = [_NoMoreAttempts(liaison)]
     resources = {"CPU": float(config.threads_per_worker)} | ({"GPU": 1.0} if use_gpu else {})
     return TorchTrainer(
         _train_worker,
@@ -174,6 +169,7 @@ def _trainer(config: PretrainConfig, lineage: Lineage, liaison: Any, folder: str
             name=f"{config.name}-{uuid.uuid4().hex[:8]}",
             storage_path=folder,
             failure_config=FailureConfig(max_failures=config.max_failures),
+            callbacks=callbacks,
         ),
     )
 
@@ -183,31 +179,39 @@ def _train_worker(settings: dict[str, Any]) -> None:
     config = PretrainConfig.model_validate_json(settings["config"])
     liaison = settings["liaison"]
     if ray.get(liaison.end.remote()) is not None:
-        return  # A worker has said that going on is of no use; these are new ones that Ray has started.
+        return  # A worker has said how it ended; these are new ones, for Ray resized the group meanwhile.
+    ray.get(liaison.begin.remote(collectives.rank()))
     lead = collectives.rank() == 0
     if lead:
-        size = collectives.world_size()
-        liaison.say.remote(f"training on {size} worker{'s' if size > 1 else ''}")
+        liaison.started.remote(collectives.world_size())
+
+    def warn(line: str) -> None:
+        liaison.say.remote(f"warning: {line}")
+
+    device = get_device()
     try:
-        with watched(config, lambda line: ray.get(liaison.say.remote(line), timeout=_SAY_S)):
+        with (
+            watched(config, lambda line: ray.get(liaison.say.remote(line), timeout=_SAY_S)),
+            memory_exported(config.name, collectives.rank(), device, warn),
+        ):
             train_rank(
                 config,
                 Lineage.model_validate_json(settings["lineage"]),
-                get_device(),
+                device,
                 log=lambda step, metrics: liaison.log.remote(step, dict(metrics)),
                 say=lambda line: liaison.say.remote(line) if lead else None,
-                warn=lambda line: liaison.say.remote(f"warning: {line}") if lead else None,
+                warn=warn if lead else lambda _: None,
                 advance=lambda _: None,
-                stop_requested=_asked_now_and_then(liaison) if lead else lambda: False,
+                stop_requested=asked_now_and_then(liaison) if lead else lambda: False,
                 watch=_RayWatch(lead),
+                saved=liaison.saved.remote,
             )
     except Interrupted:
-        end: Literal["done", "interrupted"] | HsslError = "interrupted"
-    except (*_FINAL_ON_ALL, *_FINAL_ON_ONE) as error:
+        end: End = "interrupted"
+    except _FINAL as error:
+        # Also those that all ranks are to meet alike, such as a missing store: one node alone may lack it.
         ray.get(liaison.conclude.remote(error))
-        if isinstance(error, _FINAL_ON_ONE):
-            raise  # The other ranks wait for this one: let Ray end them all.
-        return
+        raise  # The other ranks may wait for this one: let Ray end them all.
     else:
         end = "done"
     if lead:
@@ -242,31 +246,19 @@ class _RayWatch:
         return f"the node of rank {', '.join(map(str, ranks))} is"
 
 
-def _asked_now_and_then(liaison: Any) -> Callable[[], bool]:
-    """Asks the liaison at most every `_POLL_S` seconds; once asked to stop it stays so."""
-    asked, next_s = False, 0.0
-
-    def stop_requested() -> bool:
-        nonlocal asked, next_s
-        if not asked and time.monotonic() >= next_s:
-            asked = bool(ray.get(liaison.stop_requested.remote()))
-            next_s = time.monotonic() + _POLL_S
-        return asked
-
-    return stop_requested
-
-
-def _raise_end(end: Literal["done", "interrupted"] | HsslError | None, failure: list[BaseException]) -> None:
+def _raise_end(end: End | None, failure: list[BaseException]) -> None:
+    """What the workers said last comes before how Ray saw them end."""
     if isinstance(end, HsslError):
         raise end
     if end == "interrupted":
         raise Interrupted("a checkpoint is saved; run it again to go on")
+    if end == "done":
+        return
     if failure:
         if not isinstance(failure[0], TrainingFailedError):
             raise failure[0]
         raise TrainingError(_why(failure[0])) from failure[0]
-    if end is None:
-        raise TrainingError("the Ray workers ended without saying how; look at their logs")
+    raise TrainingError("the Ray workers ended without saying how; look at their logs")
 
 
 def _why(error: TrainingFailedError) -> str:

@@ -10,7 +10,7 @@ import torch
 from hssl_dist import files
 from hssl_dist.config.finetune import SCRATCH, FinetuneConfig, SupervisedConfig
 from hssl_dist.config.network import NetworkConfig
-from hssl_dist.errors import ConfigError
+from hssl_dist.errors import CheckpointError, ConfigError
 from hssl_dist.networks.pretraining import build_segmentation_network
 from hssl_dist.networks.transfer import TransferReport, transfer
 from hssl_dist.networks.unet import ResidualUNet
@@ -44,12 +44,8 @@ def starting_point(config: FinetuneConfig, header: ManifestHeader) -> Start:
     ConfigError if the patch does not suit the network.
     """
     start = _from_scratch(config, header) if config.model == SCRATCH else _from_model(config, header)
-    patch_size, reduction = config.training.patch_size, start.settings.reduction
-    if any(size % factor for size, factor in zip(patch_size, reduction, strict=True)):
-        raise ConfigError(
-            f"training.patch_size {patch_size} is not a multiple of the network's reduction {reduction}; "
-            "choose one that is"
-        )
+    if misfit := start.settings.misfit(config.training.patch_size, "training.patch_size"):
+        raise ConfigError(f"{misfit}; choose one that is")
     return start
 
 
@@ -60,6 +56,7 @@ def _from_scratch(config: FinetuneConfig, header: ManifestHeader) -> Start:
 def _from_model(config: FinetuneConfig, header: ManifestHeader) -> Start:
     fetched = fetch_model(config.tracking, config.model)
     card, state = load_model(fetched.folder)
+    _check_channels(config, card, header)
     settings = network_config(card)
     with torch.device("meta"):  # a card may describe more than memory holds: the weights have to fit first
         transfer(_new_network(config, settings, header), state, config.parts)
@@ -76,6 +73,29 @@ def _from_model(config: FinetuneConfig, header: ManifestHeader) -> Start:
         fetched.uri,
         files.sha256(str(fetched.folder / CARD_NAME))[0],
         card,
+    )
+
+
+def _check_channels(config: FinetuneConfig, card: ModelCard, header: ManifestHeader) -> None:
+    """Raise CheckpointError if the model's stem, where it is taken, fits other images than the dataset's."""
+    channels = len(header.channels)
+    if "encoder" in config.parts and card.in_channels not in (1, channels):
+        raise CheckpointError(
+            f"{config.model} takes images of {card.in_channels} channels, those of dataset "
+            f"{header.dataset!r} have {channels} ({', '.join(header.channels)}); choose a model for "
+            f"{channels}, or for one, which serves any number"
+        )
+
+
+def other_network(config: FinetuneConfig, start: Start) -> str | None:
+    """The warning that the config's network is not the model's, which is used; None if there is no such."""
+    given = config.network
+    if start.card is None or given in (NetworkConfig(), start.settings):
+        return None
+    key = next(key for key in type(given).model_fields if getattr(given, key) != getattr(start.settings, key))
+    return (
+        f"network.{key} is {getattr(given, key)}, but {config.model} has {getattr(start.settings, key)}, "
+        "which is used: `network` is for `--model scratch` alone"
     )
 
 

@@ -1,43 +1,56 @@
-"""Requests to stop: SIGTERM and Ctrl-C ask a run to save its state and end."""
+"""Requests to stop: SIGTERM and Ctrl-C ask a run to save its state and end, here or in a worker elsewhere."""
 
 from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
     from types import FrameType
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_ELSEWHERE: ContextVar[Callable[[], bool]] = ContextVar("_ELSEWHERE", default=lambda: False)
+
+
+@contextmanager
+def asked_by(asked: Callable[[], bool]) -> Iterator[None]:
+    """Inside, `stop_requests` also says that a stop was asked for once `asked` does, as of a worker whose
+    driver gets the signals.
+    """
+    token = _ELSEWHERE.set(asked)
+    try:
+        yield
+    finally:
+        _ELSEWHERE.reset(token)
 
 
 @contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
     """Yields a function that says whether a stop was asked for inside the context.
 
-    The first signal only asks; from the second on signals act as they did before. Outside of the main thread,
-    which alone gets signals, the answer is always no.
+    SIGTERM only asks, however often it comes: schedulers send it again before they kill. So does the first
+    Ctrl-C; from the second on it acts as it did before. Outside of the main thread, which alone gets signals,
+    only `asked_by` asks.
     """
-    asked = threading.Event()
+    asked, elsewhere = threading.Event(), _ELSEWHERE.get()
     if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
+        yield elsewhere
         return
     before = {number: signal.getsignal(number) for number in _SIGNALS}
 
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def ask(_number: int, _frame: FrameType | None) -> None:
+    def ask(number: int, _frame: FrameType | None) -> None:
         asked.set()
-        restore()
+        if number == signal.SIGINT:
+            signal.signal(number, before[signal.SIGINT])
 
     for number in _SIGNALS:
         signal.signal(number, ask)
     try:
-        yield asked.is_set
+        yield lambda: asked.is_set() or elsewhere()
     finally:
-        restore()
+        for number, handler in before.items():
+            signal.signal(number, handler)

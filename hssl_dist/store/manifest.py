@@ -81,6 +81,11 @@ def write_record(root: str, record: CaseRecord) -> None:
     files.write(layout.record_url(root, record.dataset, record.id), seal((record,)))
 
 
+def recorded_cases(root: str, dataset: str) -> set[str]:
+    """Ids of the cases that have a commit record, also one of before records were sealed (`.json`)."""
+    return {name.rpartition(".")[0] for name in files.listing(layout.records_url(root, dataset))}
+
+
 def read_records(root: str, dataset: str, case_ids: Iterable[str]) -> dict[str, CaseRecord]:
     """Those of the cases that are committed, by id."""
     folder = layout.records_url(root, dataset)

@@ -42,11 +42,11 @@ def fetch(root: str, dataset: str, item: StoredObject) -> bytes:
     try:
         data = files.read(url)
     except FileNotFoundError:
-        raise CorruptError(f"{url} is missing; preprocess the dataset again to write it anew") from None
+        raise _corrupt(url, "is missing") from None
     if len(data) != item.size_bytes:
-        _corrupt(url, f"has {len(data)} bytes, its record says {item.size_bytes}")
+        raise _corrupt(url, f"has {len(data)} bytes, its record says {item.size_bytes}")
     if hashlib.sha256(data).hexdigest() != item.sha256:
-        _corrupt(url, "does not have the recorded SHA-256")
+        raise _corrupt(url, "does not have the recorded SHA-256")
     return data
 
 
@@ -88,5 +88,5 @@ def _check_all(root: str, dataset: str, items: Sequence[StoredObject]) -> None:
             pass
 
 
-def _corrupt(url: str, what: str) -> NoReturn:
-    raise CorruptError(f"{url} {what}; remove its case's commit record and preprocess the dataset again")
+def _corrupt(url: str, what: str) -> CorruptError:
+    return CorruptError(f"{url} {what}; remove its case's commit record and preprocess the dataset again")

@@ -31,6 +31,11 @@ if TYPE_CHECKING:
 
 _OPEN_ARRAYS = 4096  # handles kept; each costs a few kilobytes
 _FETCHES = 16  # objects fetched at once where tensorstore does not do it
+_RETRIES = {"max_retries": 8, "initial_delay": "1s", "max_delay": "16s"}
+"""Attempts at one request to S3, so about a minute for a server that fails, and nine for one that hangs:
+tensorstore gives up on a request that has been silent for a minute. By its own default, 32 attempts with
+pauses of up to 32 s, these would be a quarter of an hour, and three quarters.
+"""
 _METRICS = ("/tensorstore/kvstore/file/", "/tensorstore/kvstore/s3/")
 
 
@@ -162,7 +167,7 @@ class _FetchedArray:
 
 
 def _context(chunk_bytes: int) -> Any:
-    return ts.Context({"cache_pool": {"total_bytes_limit": chunk_bytes}})
+    return ts.Context({"cache_pool": {"total_bytes_limit": chunk_bytes}, "s3_request_retries": _RETRIES})
 
 
 def _open_spec(place: dict[str, Any], document: dict[str, Any], context: Any) -> Any:

@@ -72,7 +72,8 @@ def commit(root: str, case: EncodedCase) -> CaseRecord:
         write_record(root, record)
     except OSError as error:
         raise StoreError(
-            f"case {record.id!r} of {record.dataset!r} could not be written to {base}: {error}"
+            f"case {record.id!r} of {record.dataset!r} could not be written to {files.shown(base)}: {error}; "
+            f"{files.remedy(error)}"
         ) from error
     return record
 

@@ -40,7 +40,9 @@ _REFUSALS = {
     "RESOURCE_ALREADY_EXISTS",
     "RESOURCE_DOES_NOT_EXIST",
 }
-_DENIALS = {"CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED", "UNAUTHENTICATED"}
+_STRANGERS = {"CUSTOMER_UNAUTHORIZED", "UNAUTHENTICATED"}
+_DENIALS = {*_STRANGERS, "PERMISSION_DENIED"}
+_LOGIN = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 _FINAL = (HsslError, AttributeError, ImportError, KeyError, TypeError)
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -50,6 +52,9 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    # A server with artifacts on S3 would send clients there, to an endpoint that it reaches and they may not.
+    "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false",
+    "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "false",
     # Standard output is for results, and progress has its own place.
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -114,7 +119,7 @@ def refusals(config: TrackingConfig, action: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise TrackingError(
-            f"{action} failed at {shown(config.uri)}: {reason(error)}; check tracking.uri and the server"
+            f"{action} failed at {shown(config.uri)}: {reason(error)}; {remedy(error)}"
         ) from error
 
 
@@ -145,6 +150,12 @@ def silent(config: TrackingConfig) -> str | None:
         return reason(error)
 
 
+def check_answers(config: TrackingConfig) -> None:
+    """Raise TrackingError, within seconds, if the server does not answer."""
+    if (why := silent(config)) is not None:
+        raise TrackingError(f"the server at {shown(config.uri)} does not answer: {why}; try again later")
+
+
 def is_outage(error: Exception) -> bool:
     """Whether the same call may succeed later; the server refused it for good otherwise."""
     if isinstance(error, UnknownRunError):
@@ -156,6 +167,16 @@ def is_outage(error: Exception) -> bool:
 def is_denied(error: Exception) -> bool:
     """Whether the server wants other credentials."""
     return getattr(error, "error_code", None) in _DENIALS
+
+
+def remedy(error: Exception) -> str:
+    """What to do about an error of MLflow."""
+    if not is_denied(error):
+        return "check tracking.uri and the server"
+    if getattr(error, "error_code", None) not in _STRANGERS:
+        return f"ask for permission for the user of {_LOGIN[0]}, or log in as another"
+    verb = "check" if all(os.environ.get(name) for name in _LOGIN) else "set"
+    return f"{verb} {' and '.join(_LOGIN)}"
 
 
 class UnknownRunError(TrackingError):

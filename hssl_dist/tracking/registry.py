@@ -16,18 +16,26 @@ from typing import TYPE_CHECKING
 
 from hssl_dist import files
 from hssl_dist.errors import CheckpointError, ConfigError, MissingError
-from hssl_dist.tracking.client import connect, is_absent, known_run, lineage_tags, refusals, shown
-from hssl_dist.tracking.operations import LATEST, Register, new_uuid
+from hssl_dist.tracking.client import (
+    check_answers,
+    connect,
+    is_absent,
+    known_run,
+    refusals,
+    shown,
+)
+from hssl_dist.tracking.operations import LATEST, Register
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel
     from mlflow.entities.model_registry import ModelVersion
 
     from hssl_dist.config.parts import TrackingConfig
-    from hssl_dist.records import Lineage
 
-_PUBLICATION, _PUBLISHED = "hssl.publication", "hssl.published"
+_PUBLICATION, _ALIASES = "hssl.publication", "hssl.aliases"
 _ALLOWED_SUFFIXES = (".safetensors", ".json")
 _MODEL_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>[0-9]+|latest))")
 
@@ -45,6 +53,20 @@ class Version:
         return f"models:/{self.name}/{self.version}"
 
 
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """What a run has registered; `run_id` is MLflow's.
+
+    Of the aliases asked for, the version has not got those that it is `lacking` (never given to it, or taken
+    from all versions since) and those that have `moved` to another version.
+    """
+
+    run_id: str
+    version: Version
+    lacking: tuple[str, ...] = ()
+    moved: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True)
 class FetchedModel:
     """A model's files in a local folder. Hold on to this record while you read: downloads go with it.
@@ -58,28 +80,6 @@ class FetchedModel:
     name: str | None = None
     version: int | None = None
     run_id: str | None = None
-
-
-def register_model(
-    config: TrackingConfig, folder: Path, name: str, run_id: str, lineage: Lineage, alias: str = LATEST
-) -> Version:
-    """Upload a model's folder, register it as the next version of `name` and give that version an alias.
-
-    The version carries the lineage as tags. Now or not at all; `Run.register` can wait for a server.
-    Raises TrackingError, and CheckpointError for a folder that holds anything but safetensors and JSON.
-    """
-    _check_folder(folder)
-    operation = Register(
-        run=run_id,
-        publication=new_uuid(),
-        name=name,
-        folder=folder.name,
-        files=hashes(str(folder)),
-        tags={"hssl.run_id": run_id, **lineage_tags(lineage)},
-        aliases=() if alias == LATEST else (alias,),
-    )
-    with refusals(config, f"registering {name!r}"):
-        return publish(connect(config), operation, str(folder))
 
 
 def hashes(folder: str) -> dict[str, str]:
@@ -110,11 +110,12 @@ def publish(client: MlflowClient, operation: Register, folder: str) -> Version:
             tags=tags,
             model_id=model.model_id,
         )
-    if operation.aliases and _PUBLISHED not in made.tags:
-        for alias in operation.aliases:
-            client.set_registered_model_alias(made.name, alias, str(made.version))
-        # Done again, it must not take an alias back that has moved on since.
-        client.set_model_version_tag(made.name, str(made.version), _PUBLISHED, "true")
+    lacking, _ = _aliases(client, made, operation.aliases)
+    for alias in lacking:
+        client.set_registered_model_alias(made.name, alias, str(made.version))
+    if lacking:
+        given = " ".join(sorted({*_given(made), *lacking}))
+        client.set_model_version_tag(made.name, str(made.version), _ALIASES, given)
     return Version(operation.name, int(made.version))
 
 
@@ -136,19 +137,30 @@ def fetch_model(config: TrackingConfig, uri: str) -> FetchedModel:
     return _fetch_folder(uri)
 
 
-def version_of_run(config: TrackingConfig, run_id: str) -> tuple[str, Version] | None:
-    """MLflow's id of a run (given by that or a local one) and the newest version it registered; None if the
-    server knows none. Raises TrackingError.
+def registration_of(
+    config: TrackingConfig, run_id: str, name: str | None = None, aliases: Sequence[str] = ()
+) -> Registration | None:
+    """What a run (given by MLflow's id or a local one) has registered as `name` or, without one, last; None
+    if the server knows of nothing. Raises TrackingError.
     """
+    check_answers(config)
     client = connect(config)
     with refusals(config, f"looking for what the run {run_id!r} has registered"):
         try:
             known = str(known_run(client, config, run_id).info.run_id)
         except MissingError:
             return None
-        found = client.search_model_versions(f"run_id = '{known}'")
-        newest = max(found, key=lambda version: int(version.version), default=None)
-        return None if newest is None else (known, Version(newest.name, int(newest.version)))
+        found = [
+            version
+            for version in client.search_model_versions(f"run_id = '{known}'")
+            if name in (None, version.name)
+        ]
+        if not found:
+            return None
+        newest = max(found, key=lambda version: int(version.version))
+        return Registration(
+            known, Version(newest.name, int(newest.version)), *_aliases(client, newest, aliases)
+        )
 
 
 def set_alias(config: TrackingConfig, name: str, version: int | None, alias: str) -> Version:
@@ -225,7 +237,11 @@ def _what_there_is(client: MlflowClient, config: TrackingConfig, name: str, want
     models = {model.name: model for model in client.search_registered_models(max_results=100)}
     where = f"in the registry at {shown(config.uri)}"
     if name not in models:
-        known = f"it has {', '.join(sorted(models))}" if models else "it has none; run `hssl pretrain` first"
+        known = (
+            f"it has {', '.join(sorted(models))}"
+            if models
+            else "it has none; run `hssl pretrain` or `hssl finetune` first"
+        )
         return f"no model {name!r} {where}: {known}"
     versions = sorted(int(v.version) for v in client.search_model_versions(f"name = '{name}'"))
     aliases = sorted(models[name].aliases)
@@ -260,6 +276,24 @@ def _uploaded(client: MlflowClient, operation: Register, tags: dict[str, str], f
     return model
 
 
+def _aliases(
+    client: MlflowClient, version: ModelVersion, aliases: Sequence[str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Those that the version is lacking, and those that have moved on from it: done again, a registration
+    must not take these back.
+    """
+    if not aliases:
+        return (), ()
+    now, given = client.get_registered_model(version.name).aliases, _given(version)
+    elsewhere = [alias for alias in aliases if str(now.get(alias)) != str(version.version)]
+    lacking = tuple(alias for alias in elsewhere if alias not in given or alias not in now)
+    return lacking, tuple(alias for alias in elsewhere if alias not in lacking)
+
+
+def _given(version: ModelVersion) -> list[str]:
+    return str(version.tags.get(_ALIASES, "")).split()
+
+
 def _ensure_name(client: MlflowClient, name: str) -> None:
     from mlflow.exceptions import MlflowException
 
@@ -271,9 +305,7 @@ def _ensure_name(client: MlflowClient, name: str) -> None:
 
 
 def _check_folder(folder: Path) -> None:
-    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    if not names:
-        raise CheckpointError(f"{folder} holds no model; save one there first")
+    names = sorted(path.name for path in folder.iterdir())
     if strange := [name for name in names if not name.endswith(_ALLOWED_SUFFIXES)]:
         raise CheckpointError(f"{folder / strange[0]} is neither safetensors nor JSON; it is not registered")
 

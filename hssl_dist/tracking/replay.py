@@ -7,9 +7,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from hssl_dist.errors import TrackingError
-from hssl_dist.tracking.client import is_outage, reason, refusals, shown, silent
+from hssl_dist.files.ownership import Ownership
+from hssl_dist.tracking.client import check_answers, is_outage, reason, refusals, shown
 from hssl_dist.tracking.operations import Artifact, Metrics, Start
-from hssl_dist.tracking.ownership import Ownership
 from hssl_dist.tracking.server import Server
 from hssl_dist.tracking.spool import Spool
 
@@ -89,8 +89,7 @@ def sync(config: TrackingConfig, run_folder: str, *, any_server: bool = False) -
     """
     spool = Spool(run_folder, shown(config.uri))
     ownership = Ownership(spool.folder, "sync")
-    if (why := silent(config)) is not None:
-        raise TrackingError(f"the server at {shown(config.uri)} does not answer: {why}; try again later")
+    check_answers(config)
     ownership.claim()
     try:
         with refusals(config, "sending what waits"):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from hssl_dist import files
 from hssl_dist.console import Console
 from hssl_dist.errors import Interrupted, TrackingError
+from hssl_dist.files.ownership import Ownership
 from hssl_dist.records import Lineage, canonical_json
 from hssl_dist.tracking.client import is_denied, is_outage, lineage_tags, refusals, shown, silent
 from hssl_dist.tracking.operations import (
@@ -30,7 +31,6 @@ from hssl_dist.tracking.operations import (
     publication_of,
     uuid_of,
 )
-from hssl_dist.tracking.ownership import Ownership
 from hssl_dist.tracking.registry import hashes
 from hssl_dist.tracking.replay import replay
 from hssl_dist.tracking.sender import Sender, Ticket
@@ -129,8 +129,7 @@ class Run:
                 raise ticket.error
         if not ticket.settled:
             raise TrackingError(
-                f"registering {name!r} failed at {shown(self._server.config.uri)}: {self._sender.why}; "
-                "check tracking.uri and the server"
+                f"registering {name!r} failed at {shown(self._server.config.uri)}: {self._sender.why}"
             )
         return ticket.version
 

@@ -17,14 +17,14 @@ from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from hssl_dist.tracking.client import is_outage, reason, silent
+from hssl_dist.errors import BusyError
+from hssl_dist.tracking.client import is_denied, is_outage, reason, remedy, silent
 from hssl_dist.tracking.operations import Metrics, merged
-from hssl_dist.tracking.ownership import BusyError
 from hssl_dist.tracking.replay import replay
 from hssl_dist.tracking.spool import Entry
 
 if TYPE_CHECKING:
-    from hssl_dist.tracking.ownership import Ownership
+    from hssl_dist.files.ownership import Ownership
     from hssl_dist.tracking.registry import Version
     from hssl_dist.tracking.server import Server
     from hssl_dist.tracking.spool import Spool
@@ -81,8 +81,8 @@ class Sender:
         self._calling_since_s: float | None = None
         self._retry_s, self._retry_at_s = _RETRY_S, time.monotonic() + _RETRY_S
         self._pass_at_s = time.monotonic()
-        self.why = ""
-        """Why the server was last not told something."""
+        self.why = "no answer; check tracking.uri and the server"
+        """Why the server was last not told something, and what to do."""
         if down is not None:
             self._fall_back(down)
 
@@ -222,8 +222,8 @@ class Sender:
         self._down = True
         self._retry_at_s = time.monotonic() + self._retry_s
         self._retry_s = min(2 * self._retry_s, _RETRY_MOST_S)
-        self.why = reason(error)
-        said = f"{_FAILED}: {self.why}"
+        self.why = f"{reason(error)}; {remedy(error)}"
+        said = f"{_FAILED}: {self.why if is_denied(error) else reason(error)}"
         if self._spool is not None:
             said += f"; what it logs waits in {self._spool.folder} for the server, or for `hssl sync`"
         self._warn_once("down", said)

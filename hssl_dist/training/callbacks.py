@@ -20,8 +20,8 @@ class Callbacks(Protocol):
     def on_warning(self, step: int, text: str) -> None:
         """Training is not healthy (each kind of fault is told once), or a checkpoint could not be saved."""
 
-    def on_checkpoint(self, step: int, url: str) -> None:
-        """A checkpoint is committed."""
+    def on_checkpoint(self, step: int, url: str, seconds: float) -> None:
+        """A checkpoint is committed, after so many seconds of writing."""
 
     def should_stop(self) -> bool:
         """Whether to save a checkpoint and stop after this step; one rank that says so stops all."""

@@ -29,7 +29,7 @@ class _Write:
 
     def __init__(self, step: int, write: Callable[[], str], drop: Callable[[], None]) -> None:
         self.step = step
-        self.url = ""
+        self.url, self.seconds = "", 0.0
         self.failure: BaseException | None = None
         self.complaint: CheckpointError | None = None
         self._write, self._drop = write, drop
@@ -43,8 +43,10 @@ class _Write:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
+        start_s = time.monotonic()
         try:
             self.url = self._write()
+            self.seconds = time.monotonic() - start_s
             try:
                 self._drop()
             except CheckpointError as error:  # the new checkpoint is there all the same
@@ -58,15 +60,16 @@ class CheckpointWriter:
 
     A write that is late at a stop, or once too often, is given up: nothing waits for it any more.
 
-    All methods are for the training thread, which is also where `on_checkpoint(step, url)` is told of each
-    commit and `on_warning(step, text)` of what went wrong. `longest_wait_s` bounds `settings.timeout_s`.
+    All methods are for the training thread, which is also where `on_checkpoint(step, url, seconds)` is told
+    of each commit and how long it took to write, and `on_warning(step, text)` of what went wrong.
+    `longest_wait_s` bounds `settings.timeout_s`.
     """
 
     def __init__(
         self,
         store: CheckpointStore,
         settings: CheckpointConfig,
-        on_checkpoint: Callable[[int, str], None],
+        on_checkpoint: Callable[[int, str, float], None],
         on_warning: Callable[[int, str], None],
         longest_wait_s: float = float("inf"),
     ) -> None:
@@ -168,7 +171,7 @@ class CheckpointWriter:
         if write.failure is not None:
             raise write.failure
         self._failures, self._given_up = 0, None
-        self._on_checkpoint(write.step, write.url)
+        self._on_checkpoint(write.step, write.url, write.seconds)
         if write.complaint is not None and str(write.complaint) not in self._complaints:
             self._complaints.add(str(write.complaint))
             self._on_warning(write.step, str(write.complaint))

@@ -35,6 +35,7 @@ from hssl_dist.training.monitoring import monitored, reading_shares
 from hssl_dist.training.not_finite import NotFinite, Reason, find_samples, first_few, save_samples
 from hssl_dist.training.objective import Samples
 from hssl_dist.training.optimiser import Optimiser, learning_rate_at
+from hssl_dist.training.seen import SamplesSeen
 from hssl_dist.training.step import StepLoss, backward, finite_outputs
 from hssl_dist.training.trajectory import check_same, trajectory
 
@@ -126,11 +127,17 @@ class _Interval:
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
-    """What any rank was asked, after a step."""
+class _Agreed:
+    """What all ranks know of a step: means of the metrics, whether all of it is finite, what any rank was
+    asked, and the samples of all.
+    """
 
+    values: dict[str, float]
+    finite: bool
     stop: bool
     look: bool
+    samples: int
+    digest: int
 
 
 class _Loop:
@@ -171,6 +178,7 @@ class _Loop:
         self.step = 0
         self.stage_ends = {last for _, last in stage_steps(config).values()}
         self.history: History = []
+        self.seen = SamplesSeen()
         self.warned: set[str] = set()
         self.since_log, self.since_checkpoint = self._new_interval(), _Interval()
 
@@ -186,6 +194,7 @@ class _Loop:
         load_state(self.network, saved.model)
         self.step = saved.step
         self.history = [(step, metrics) for step, metrics in saved.state["history"]]
+        self.seen = SamplesSeen.of_state(saved.state, self.step * self.config.global_batch)
         self.warned = set(health_warnings(self.history, self.config))
         self.optimiser_state = saved.optimizer
 
@@ -199,7 +208,12 @@ class _Loop:
                 step=self.step,
                 model=self.network.state_dict(),
                 optimizer=optimiser.state(),
-                state={"trajectory": self.trajectory, "history": self.history, "stage": stage},
+                state={
+                    "trajectory": self.trajectory,
+                    "history": self.history,
+                    "samples": self.seen.to_state(),
+                    "stage": stage,
+                },
             )
             try:
                 self.writer.save(checkpoint, series=stage, score=mean, wait=wait)
@@ -233,12 +247,12 @@ class _Loop:
                     warmup_steps=settings.warmup_steps,
                     steps=last - first,
                 )
-                asked = self._train_step(stage, batch, wrapped, optimiser, rate, settings.clip_norm)
+                agreed = self._train_step(stage, batch, wrapped, optimiser, rate, settings.clip_norm)
                 self.writer.poll()
-                wait = asked.stop or self.step == last or (asked.look and self.callbacks.is_losing_ranks())
+                wait = agreed.stop or self.step == last or (agreed.look and self.callbacks.is_losing_ranks())
                 if wait or self.step % self.config.checkpoint.every_steps == 0:
                     self.save(stage, optimiser, wait=wait)
-                if asked.stop and self.step < last:
+                if agreed.stop and self.step < last:
                     collectives.barrier(self.config.collective_timeout_s)
                     raise Interrupted(f"stopped after step {self.step}; run it again to go on")
 
@@ -250,28 +264,29 @@ class _Loop:
         optimiser: Optimiser,
         rate: float,
         clip_norm: float,
-    ) -> _Asked:
-        """One optimiser step. Returns what any rank was asked."""
+    ) -> _Agreed:
+        """One optimiser step."""
         watchdog.begin_step(batch.step)
         samples = self._samples(batch)
         optimiser.zero_grad()
         loss = backward(stage, samples, self.network, wrapped, self.config)
         norm = optimiser.clip(clip_norm)
         metrics = {"loss": loss.total, **{f"loss_{name}": term for name, term in loss.terms.items()}}
-        values, asked, finite = self._agree({**metrics, "gradient_norm": norm})
-        if not finite:
-            self._refuse(stage, batch, samples, values)
+        agreed = self._agree({**metrics, "gradient_norm": norm}, batch)
+        if not agreed.finite:
+            self._refuse(stage, batch, samples, agreed.values)
         optimiser.step(rate)
         self.step += 1
+        self.seen = self.seen.with_step(agreed.samples, agreed.digest)
         for interval in (self.since_log, self.since_checkpoint):
             interval.steps += 1
-            interval.loss += values["loss"]
+            interval.loss += agreed.values["loss"]
             interval.wait_s += batch.wait_s
         if self.step % self.config.log_every_steps == 0 or self.step in self.stage_ends:
-            self._log({**values, "learning_rate": rate}, loss, samples)
+            self._log({**agreed.values, "learning_rate": rate}, loss, samples)
         if collectives.rank() == 0:
             self.callbacks.on_step(self.step)
-        return asked
+        return agreed
 
     def _samples(self, batch: Batch) -> Samples:
         """The batch as the objective wants it; regions stay where they are until a micro-batch needs them."""
@@ -286,14 +301,16 @@ class _Loop:
             seeds=batch.seeds,
         )
 
-    def _agree(self, metrics: Mapping[str, torch.Tensor]) -> tuple[dict[str, float], _Asked, bool]:
-        """Means over ranks, what any rank was asked, and whether all values are finite."""
+    def _agree(self, metrics: Mapping[str, torch.Tensor], batch: Batch) -> _Agreed:
+        """What all ranks know of a step."""
         own = torch.stack([value.detach().double() for value in metrics.values()])
         flags = (self.callbacks.should_stop(), self.callbacks.should_look())
-        numbers = collectives.all_reduce_sum(torch.cat((own, own.new_tensor(flags)))).tolist()
-        *sums, stop, look = numbers
+        rest = own.new_tensor((*flags, len(batch.indices), batch.digest))
+        numbers = collectives.all_reduce_sum(torch.cat((own, rest))).tolist()
+        *sums, stop, look, count, digest = numbers
         means = {name: total / collectives.world_size() for name, total in zip(metrics, sums, strict=True)}
-        return means, _Asked(stop > 0, look > 0), all(map(math.isfinite, numbers))
+        finite = all(map(math.isfinite, numbers))
+        return _Agreed(means, finite, stop > 0, look > 0, samples=int(count), digest=int(digest))
 
     def _refuse(self, stage: Stage, batch: Batch, samples: Samples, values: Mapping[str, float]) -> NoReturn:
         """Raise NonFiniteError on all ranks, naming the samples: bad regions, else bad outputs, else all."""

@@ -309,7 +309,7 @@ class _Training:
 
 
 def _writer(saving: Saving, observer: Observer) -> CheckpointWriter:
-    return CheckpointWriter(saving.store, saving.settings, lambda _, __: None, observer.on_warning)
+    return CheckpointWriter(saving.store, saving.settings, lambda *_: None, observer.on_warning)
 
 
 def _above(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -32,8 +32,12 @@ def trajectory(config: PretrainConfig, manifests: Mapping[str, Manifest]) -> dic
     part: dict[str, Any] = config.model_dump(mode="json", include=_DEFINING)
     part["sampling"] = {key: value for key, value in part["sampling"].items() if key not in _READING_AHEAD}
     part["draws"] = DRAWS_VERSION
-    if not part["sampling"]["exclude_test_of"]:
-        del part["sampling"]["exclude_test_of"]  # the manifests tell; a run of before this key goes on
+    for key in (
+        "exclude_test_of",
+        "task_weights",
+    ):  # runs of before these keys go on; manifests tell the first
+        if not part["sampling"][key]:
+            del part["sampling"][key]
     excluded = config.sampling.exclude_test
     if excluded is not None and excluded.file is not None:
         # What the file says, wherever it lies.
@@ -48,7 +52,12 @@ def trajectory_hash(config: PretrainConfig, manifests: Mapping[str, Manifest]) -
 
 
 def check_same(name: str, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raise ConfigError, naming the first difference, if a run `name` was saved on another trajectory."""
+    """Raise ConfigError, naming the first difference, if a run `name` was saved on another trajectory.
+
+    A model of the same card is the same one, also as another version: registries get lost and made anew.
+    """
+    if saved.get("model_card") is not None and saved["model_card"] == wanted.get("model_card"):
+        wanted = {**wanted, "model": saved["model"]}
     before, now = dict(_leaves(saved)), dict(_leaves(wanted))
     odd = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     if not odd:

@@ -85,6 +85,16 @@ def test_a_run_moves_between_world_sizes(tmp_path: Path) -> None:
     assert_equal_runs(run_ranks(train, 2, folder, dtype)[0], alone, BOUNDS[dtype])
 
 
+def test_a_run_of_two_ranks_goes_on_with_three(tmp_path: Path) -> None:
+    dtype = torch.float64
+    torch.set_num_threads(1)
+    alone = train(tmp_path / "alone", dtype)
+    folder = tmp_path / "grown"
+    assert run_ranks(train, 2, folder, dtype, 4) == [({}, {})] * 2
+    assert CheckpointStore(str(folder)).latest() == 4
+    assert_equal_runs(run_ranks(train, 3, folder, dtype)[0], alone, BOUNDS[dtype])
+
+
 def refuse(folder: Path) -> tuple[str, str]:
     """What is said of a case that is not finite, and of a batch that is too small."""
     store, device = CheckpointStore(str(folder)), torch.device("cpu")

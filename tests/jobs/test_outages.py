@@ -170,7 +170,7 @@ def test_a_run_that_starts_while_it_is_down_is_sent_with_its_children_and_its_mo
 DIE = """
 import os, sys
 from hssl_dist.config.parts import TrackingConfig
-from hssl_dist.tracking.ownership import Ownership
+from hssl_dist.files.ownership import Ownership
 from hssl_dist.tracking.replay import replay
 from hssl_dist.tracking.server import Server
 from hssl_dist.tracking.spool import Spool

@@ -15,13 +15,14 @@ import pytest
 from hssl_dist import files
 from hssl_dist.config.preprocess import DatasetConfig, PreprocessConfig
 from hssl_dist.console import Console
-from hssl_dist.errors import StoreError, TooManyFailuresError, WorkerError
-from hssl_dist.imaging import restore, write_nifti
+from hssl_dist.errors import CorruptError, StoreError, TooManyFailuresError, WorkerError
+from hssl_dist.imaging import write_nifti
 from hssl_dist.jobs import preprocess
 from hssl_dist.jobs.batches import Workers, batched
 from hssl_dist.jobs.preprocess_cases import survey_cases
 from hssl_dist.records import Case
 from hssl_dist.store import open_reader, read_manifest, read_quarantine, verify
+from tests.restoring import restore
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -276,6 +277,32 @@ def test_a_damaged_manifest_is_made_anew_from_the_records(configure):
     assert (
         "does not end in its seal; preprocess the dataset again; it is being made anew" in stream.getvalue()
     )
+    assert manifest_bytes(config) == good
+
+
+def test_a_store_of_before_records_were_sealed_is_not_written_anew(configure):
+    config = configure()
+    preprocessed(config)
+    for record in Path(config.store.url, "toy/records").iterdir():
+        record.rename(record.with_suffix(".json"))
+    assert preprocessed(config)["written"] == 0
+
+
+def test_a_damaged_case_is_written_anew_once_its_record_is_removed(configure):
+    config = configure()
+    preprocessed(config)
+    good, dataset = manifest_bytes(config), Path(config.store.url, "toy")
+    shard = next(path for path in (dataset / f"{name_of(3)}.zarr/0/c").rglob("*") if path.is_file())
+    shard.unlink()
+    with pytest.raises(
+        CorruptError,
+        match=f"{shard} is missing; remove its case's commit record and preprocess the dataset again",
+    ):
+        verify(config.store.url, "toy")
+    (dataset / "records" / f"{name_of(3)}.jsonl").unlink()
+    summary = preprocessed(config)
+    assert (summary["written"], summary["unchanged"]) == (1, CASES - 1)
+    assert verify(config.store.url, "toy") == 7 * CASES
     assert manifest_bytes(config) == good
 
 

@@ -2,7 +2,9 @@
 
 import hashlib
 import io
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +25,7 @@ from hssl_dist.records import Outcome
 from hssl_dist.tracking import fetch_model
 from hssl_dist.tracking.history import metric_history
 from hssl_dist.training.checkpoint import CheckpointStore
+from tests.drivers import Driver
 from tests.tiny_pretraining import config, job_config, write_store
 
 STEPS = 7
@@ -101,6 +104,24 @@ def test_a_finished_run_is_not_run_again(root: Path, whole: tuple[Outcome, str])
     assert said == ""
     with pytest.raises(ConfigError, match="run 'whole' was started with seed = 0, it is now 1; give another"):
         run(job_config(root, "whole", seed=1))
+
+
+def test_a_finished_run_is_registered_anew_where_the_registry_was_lost(
+    root: Path, whole: tuple[Outcome, str], tmp_path: Path
+) -> None:
+    shutil.copytree(root / "runs" / "whole", tmp_path / "runs" / "whole")
+    lost = TrackingConfig(uri=f"sqlite:///{tmp_path}/new.db")
+    settings = job_config(root, "whole", runs=str(tmp_path / "runs"), tracking=lost)
+    outcome, _ = run(settings)
+    assert outcome.lines == ("run 'whole' is done already: models:/tiny-unet/1, registered anew",)
+    fetched = fetch_model(lost, "models:/tiny-unet@latest")
+    assert fetched.run_id == outcome.summary["run_id"] != whole[0].summary["run_id"]
+    assert (fetched.folder / "model.safetensors").read_bytes() == (
+        root / "runs/whole/model/model.safetensors"
+    ).read_bytes()
+    losses = metric_history(lost, outcome.summary["run_id"])["loss"]
+    assert [step for step, _ in losses] == list(range(1, STEPS + 1))
+    assert run(settings)[0].lines == ("run 'whole' is done already: models:/tiny-unet/1",)
 
 
 def test_a_store_without_datasets_is_one_clear_error(root: Path, tmp_path: Path) -> None:
@@ -221,3 +242,19 @@ def test_sigterm_saves_a_checkpoint_on_ray_and_the_run_goes_on_without_it(root: 
     outcome, said = run(job_config(root, "stopped-on-ray", encoder=long))
     assert outcome.status == "done"
     assert said.startswith(f"going on from the checkpoint of step {step}\nstep {step + 1} of 2")
+
+
+def test_a_stop_while_the_workers_wait_for_room_ends_the_run(root: Path) -> None:
+    """On a Ray of its own that has one CPU for two workers."""
+    words = command(root, "waits", runner="ray", workers=2, ray=RayConfig(num_cpus=1))
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    with Driver(words, environment) as driver:
+        driver.wait_for(
+            "warning: workers 2 x threads_per_worker 1 need 2 CPUs, the cluster has 1: the run wai"
+        )
+        driver.process.send_signal(signal.SIGTERM)
+        assert driver.end() == 3, driver.lines
+    summary = json.loads(driver.lines[-1])
+    assert (summary["status"], summary["steps"]) == ("interrupted", 0)
+    assert summary["reason"] == "no worker was running; run it again to go on"
+    assert not any("Traceback" in line for line in driver.lines)

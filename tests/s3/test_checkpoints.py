@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Iterator
+from multiprocessing import get_context
 
 import pytest
 import torch
@@ -29,7 +31,8 @@ from tests.faulty_proxy import (
 from tests.s3.server import S3Server
 from tests.tiny_pretraining import ArrayReader, Recorder, config, manifests
 
-CLIENT_ATTEMPTS = 4
+CLIENT_ATTEMPTS, ATTEMPTS = 4, 16
+"""At a request by the client, and by `files` as well, each of whose attempts is all of the client's."""
 ONCE, QUICK = files.Backoff(attempts=1), files.Backoff(attempts=3, first_s=0.01)
 
 
@@ -62,7 +65,7 @@ def assert_whole(url: str, step: int) -> None:
 @pytest.mark.parametrize(
     ("fault", "times"),
     [
-        (INTERNAL_ERROR, CLIENT_ATTEMPTS + 1),  # one more than the client tries by itself
+        (INTERNAL_ERROR, ATTEMPTS + 1),  # one more than `files` tries by itself
         (REQUEST_TIMEOUT, CLIENT_ATTEMPTS + 1),
         (SLOW_DOWN, 2),
         (Close(), 2),
@@ -100,6 +103,45 @@ def test_a_checkpoint_whose_commit_never_arrives_does_not_exist(url: str, proxy:
     store.save(checkpoint(2))
     assert store.steps() == [1, 2]
     assert_whole(url, 2)
+
+
+@pytest.mark.parametrize(
+    ("path", "fault", "latest"),
+    [
+        ("model.safetensors", Hang(60.0), 1),
+        ("commit.json", Hang(60.0), 1),
+        ("commit.json", Slow(seconds=60.0), 2),  # it has arrived; only its sender never heard so
+    ],
+    ids=["in the weights", "in the commit", "after the commit"],
+)
+def test_a_process_killed_during_a_put_leaves_the_older_or_a_whole_checkpoint(
+    url: str, proxy: FaultyProxy, path: str, fault: Fault, latest: int
+) -> None:
+    store = CheckpointStore(url)
+    store.save(checkpoint(1))
+    rule = proxy.inject(fault, method="PUT", path=f"step-00000002/{path}")
+    process = get_context("spawn").Process(target=save, args=(url, 2))
+    process.start()
+    try:
+        deadline_s = time.monotonic() + 60.0
+        while not (rule.hits and store.latest() == latest):
+            assert time.monotonic() < deadline_s
+            time.sleep(0.05)
+    finally:
+        process.kill()
+        process.join()
+    assert process.exitcode == -signal.SIGKILL
+    proxy.clear()
+    assert store.latest() == latest
+    assert_whole(url, latest)
+    store.save(checkpoint(2))
+    assert store.steps() == [1, 2]
+    assert_whole(url, 2)
+
+
+def save(url: str, step: int) -> None:
+    """In a process of its own."""
+    CheckpointStore(url).save(checkpoint(step))
 
 
 def test_what_does_not_pass_is_not_tried_again(
@@ -152,7 +194,7 @@ def test_a_run_outlasts_a_failed_upload_and_is_the_same(url: str, proxy: FaultyP
     undisturbed = train(files.join(url, "undisturbed"), Recorder())
     recorder = Recorder()
     for path in ("disturbed/step-00000002/model", "disturbed/step-00000003/commit"):
-        proxy.inject(INTERNAL_ERROR, times=CLIENT_ATTEMPTS, method="PUT", path=path)
+        proxy.inject(INTERNAL_ERROR, times=ATTEMPTS, method="PUT", path=path)
     disturbed = train(files.join(url, "disturbed"), recorder)
     assert recorder.saved == [1, 4, 5, 6, 7]
     assert [step for step, _ in recorder.warnings if step in (2, 3)] == [2, 3]

@@ -178,9 +178,10 @@ def test_a_missing_bucket(s3_environment: S3Server) -> None:
     assert files.listing(url) == []
     with pytest.raises(FileNotFoundError):
         files.read(url)
-    with pytest.raises(MissingError) as missing:
-        files.write(url, b"x")
-    assert str(missing.value) == f"{url}: there is no bucket 'nobody-made-this'; make it first"
+    for put in (files.write, files.create):
+        with pytest.raises(MissingError) as missing:
+            put(url, b"x")
+        assert str(missing.value) == f"{url}: there is no bucket 'nobody-made-this'; make it first"
 
 
 def test_no_server_is_an_error_in_bounded_time(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,9 +8,12 @@ from contextlib import suppress
 import pytest
 
 from hssl_dist import files
+from hssl_dist.errors import BusyError
+from hssl_dist.files.ownership import Ownership
 from hssl_dist.tracking.operations import Metrics, points
-from hssl_dist.tracking.ownership import BusyError, Ownership
 from hssl_dist.tracking.spool import Entry, Spool, waiting
+from tests.faulty_proxy import Close, FaultyProxy
+from tests.s3.server import S3Server
 
 
 def test_a_file_that_is_there_is_not_created_again(s3_bucket: str) -> None:
@@ -39,6 +42,25 @@ def test_one_of_many_that_claim_a_spool_at_once_owns_it(s3_bucket: str) -> None:
     assert len(owning) == 1
     owning[0].check()
     owning[0].release()
+
+
+def test_who_gets_no_answer_to_its_claim_owns_what_it_claimed(
+    s3_bucket: str, s3_environment: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The put is tried again and finds its own record, which must not be taken for another's."""
+    folder = files.join(s3_bucket, "lost", "tracking")
+    with FaultyProxy(s3_environment.endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        rule = proxy.inject(Close(arrives=True), times=1, method="PUT", path="owner-00000001.json")
+        owner, other = Ownership(folder, "job"), Ownership(folder, "sync")
+        owner.claim()
+        assert rule.hits == 1
+        owner.check()
+        with pytest.raises(BusyError):
+            other.claim()
+        owner.release()
+        other.claim()
+        other.release()
 
 
 def test_a_spool_is_owned_by_one_and_taken_over_by_the_same_run(s3_bucket: str) -> None:

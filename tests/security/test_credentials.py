@@ -148,8 +148,11 @@ def run_all(place: Place) -> None:
     place.hssl("finetune", common | tuned | {"tracking": wrong}, status=1, **logged_out)
     place.hssl("finetune", common | tuned | {"tracking": {"uri": with_password}}, **logged_out)
 
+    place.hssl("finetune", common | tuned | {"name": "tuned-on-ray", "runner": "ray"})
+
     model = {"model": "models:/hssl-boxes@latest", "tracking": {"uri": with_password}, "threads": 1}
-    place.hssl("evaluate", model | {"store": stored["store"], "output": str(place.folder / "out/scores")})
+    scored = {"output": str(place.folder / "out/scores"), "runs": common["runs"]}
+    place.hssl("evaluate", model | {"store": stored["store"]} | scored)
     images = {"input": str(place.folder / "source/boxes/images"), "output": f"{bucket}/predictions"}
     assert place.hssl("predict", model | images, status=1)["failed"]
     place.hssl("export", model | {"to": "monai", "output": str(place.folder / "out/bundle")})
@@ -167,6 +170,7 @@ def run_all(place: Place) -> None:
         "tracking": {"uri": with_password},
     }
     place.hssl("study", {key: common[key] for key in ("store", "runs")} | study)
+    place.hssl("sync", {"runs": [common["runs"]], "tracking": {"uri": with_password}})
 
 
 def test_no_secret_is_written_or_said(place: Place) -> None:

@@ -24,6 +24,7 @@ from hssl_dist.config.loading import read_yaml
 from hssl_dist.config.network import NetworkConfig
 from hssl_dist.config.parts import TrackingConfig
 from hssl_dist.errors import CheckpointError, ConfigError, HsslError, StoreError
+from hssl_dist.files.sealed_json import read_sealed
 from hssl_dist.imaging import load_case
 from hssl_dist.interchange import monai_bundle
 from hssl_dist.interchange.portable import portable
@@ -76,8 +77,11 @@ def test_the_payload_is_live(tmp_path: Path) -> None:
 
 
 def reseal(folder: Path, weights: bytes | None = None, **card: Any) -> None:
-    """Other weights or another card, whose size and hash match: who makes a model makes its hashes too."""
-    content = json.loads((folder / "model.json").read_text())
+    """Other weights or another card, whose size and hash match: who makes a model makes its hashes too.
+
+    The card has no seal, as those of before had none: it is a guard against accidents.
+    """
+    content = read_sealed("model.json", (folder / "model.json").read_bytes())
     content["card"] |= card
     if weights is not None:
         (folder / "model.safetensors").write_bytes(weights)
@@ -246,14 +250,14 @@ def test_a_huge_network_is_not_exported_either() -> None:
 def test_a_card_of_nested_brackets_is_refused(tmp_path: Path) -> None:
     folder = Path(save_tiny_model(tmp_path / "model"))
     (folder / "model.json").write_text("[" * 10**6)
-    with pytest.raises(CheckpointError, match="is not a model card of this version"):
+    with pytest.raises(CheckpointError, match="is no JSON"):
         load_model(folder)
 
 
 def test_an_mlflow_model_with_code_is_fetched_as_files_and_nothing_of_it_runs(
     tmp_path: Path, payload: Payload, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What anybody who may write to the registry can put there, past `register_model`."""
+    """What anybody who may write to the registry can put there, past our own registering."""
     folder = Path(save_tiny_model(tmp_path / "model"))
     add_code(folder, payload)
     tracking = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db")

@@ -224,6 +224,7 @@ def test_a_card_that_names_a_dataset_elsewhere_is_refused(tmp_path: Path) -> Non
         "model": model,
         "store": {"url": f"{tmp_path}/store"},
         "output": f"{tmp_path}/out",
+        "runs": f"{tmp_path}/runs",
         "threads": 1,
     }
     with pytest.raises(HsslError) as caught:

@@ -194,7 +194,7 @@ def written(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Writ
     }
     model = run(said, "finetune", finetune, FinetuneConfig.model_validate(common | tuned)).summary["path"]
     keys = {"store": store, "tracking": tracking, "threads": 1, "model": model}
-    scores = EvaluateConfig.model_validate(keys | {"output": str(folder / "evaluation")})
+    scores = EvaluateConfig.model_validate(keys | {"output": str(folder / "evaluation"), "runs": runs})
     run(said, "evaluate", evaluate, scores)
     for name, place in (("nifti", "msd/imagesTr"), ("itk", "itk/images"), ("dicom", "dicom/d0/study/series")):
         values = {"input": str(source / place), "output": str(folder / "predictions" / name)}

@@ -79,6 +79,16 @@ def test_it_listens_on_loopback_alone(local: LocalCluster) -> None:
     assert {ip.removeprefix("::ffff:") for ip, _ in listening} <= {"127.0.0.1", "::1"}
 
 
+def test_figures_for_prometheus_are_read_without_the_token_and_on_loopback(local: LocalCluster) -> None:
+    pages = [
+        address
+        for address in sorted(local.listening())
+        if answer(address, "/metrics", None) == (200, METRICS)
+    ]
+    assert pages
+    assert {ip.removeprefix("::ffff:") for ip, _ in pages} <= {"127.0.0.1", "::1"}
+
+
 @pytest.mark.parametrize(
     "path", ["/api/jobs/", "/api/version", "/api/job_agent/jobs/", "/logs/", "/api/v0/tasks"]
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import secrets
 import urllib.error
@@ -15,7 +16,7 @@ from hssl_dist.config.parts import TrackingConfig
 from hssl_dist.console import Console
 from hssl_dist.errors import TrackingError
 from hssl_dist.records import Lineage
-from hssl_dist.tracking import attach_run, fetch_model, register_model, set_alias, start_run
+from hssl_dist.tracking import attach_run, fetch_model, set_alias, start_run
 from hssl_dist.tracking.history import metric_history
 from tests.mlflow_server import USER, MlflowServer
 from tests.models import write_placeholder
@@ -65,7 +66,7 @@ def test_the_credentials_of_the_environment_are_used_and_left_nowhere(
             attach_run(tracking, run.id).log_metrics(1, {"loss": 2.0})
             run.log_metrics(2, {"loss": 1.0})
             run.log_json("config.json", {"steps": 3})
-            version = register_model(tracking, model, f"{name}-unet", run.id, LINEAGE)
+            version = run.register(str(model), f"{name}-unet", LINEAGE)
         set_alias(tracking, f"{name}-unet", version.version, "champion")
         fetched = fetch_model(tracking, f"models:/{name}-unet@champion")
         assert (fetched.folder / "model.safetensors").read_bytes() == b"weights"
@@ -74,9 +75,14 @@ def test_the_credentials_of_the_environment_are_used_and_left_nowhere(
     assert PASSWORD not in server.log.read_text()
 
 
+def _register(tracking: TrackingConfig, model: Path) -> None:
+    with contextlib.closing(attach_run(tracking, "0" * 32)) as run:
+        run.register(str(model), "a", LINEAGE)
+
+
 ACTIONS: dict[str, Callable[[TrackingConfig, Path], object]] = {
     "starting the run 'a'": lambda tracking, model: start_run(tracking, "a", {}, {}, LINEAGE),
-    "registering 'a'": lambda tracking, model: register_model(tracking, model, "a", "0" * 32, LINEAGE),
+    "registering 'a'": lambda tracking, model: _register(tracking, model),
     "fetching 'models:/a@latest'": lambda tracking, model: fetch_model(tracking, "models:/a@latest"),
     f"fetching 'runs:/{'0' * 32}'": lambda tracking, model: fetch_model(tracking, f"runs:/{'0' * 32}"),
     "promoting 'a'": lambda tracking, model: set_alias(tracking, "a", 1, "champion"),
@@ -102,6 +108,8 @@ def test_without_them_every_action_is_refused_in_one_line(
     text = str(caught.value)
     assert text.startswith(f"{action} failed at {server.url}: ")
     assert "not authenticated" in text
+    verb = "set" if password is None else "check"
+    assert text.endswith(f"; {verb} MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD")
     assert "\n" not in text
     assert PASSWORD not in text
 
@@ -115,6 +123,7 @@ def test_a_run_whose_credentials_expire_goes_on_and_says_so_without_them(
     run.log_metrics(1, {"loss": 1.0})
     run.flush()
     assert "not authenticated" in stream.getvalue()
+    assert "; check MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" in stream.getvalue()
     assert PASSWORD not in stream.getvalue()
 
 

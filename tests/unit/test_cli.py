@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -75,6 +76,24 @@ def test_bad_usage_is_one_line_and_status_2(words: tuple[str, ...], line: str) -
     assert finished.stderr.startswith(f"hssl pretrain: error: {line}")
     assert finished.stderr.count("\n") == 1
     assert finished.stdout == ""
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_the_beginning_of_a_flag_is_not_taken_for_the_flag(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main([verb, "--help"])
+    flags = set(re.findall(r"--[\w.]+", capsys.readouterr().out))
+    assert {"--config", "--json"} < flags
+    for flag in sorted(flags):
+        short = flag[:-1]
+        if short not in flags and short != "--":
+            assert cli.main([verb, short, "1"]) == 2
+            said = capsys.readouterr()
+            assert said.err.startswith(f"hssl {verb}: error: unknown flag {short}; "), said.err
+            assert said.err.count("\n") == 1
+            assert said.out == ""
 
 
 def test_json_line_also_when_it_fails(tmp_path: Path) -> None:

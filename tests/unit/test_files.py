@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from hssl_dist import files
+from hssl_dist.errors import StorageError
 
 
 @pytest.fixture(params=["disk", "memory"])
@@ -56,3 +57,13 @@ def test_pipes_and_devices_are_not_opened(tmp_path):
     for name in ("pipe", "device"):
         with pytest.raises(OSError, match="it is a pipe or a device"):
             files.open_read(str(tmp_path / name))
+
+
+def test_an_output_that_cannot_be_written_is_told_in_one_line() -> None:
+    with pytest.raises(StorageError) as caught, files.writing("/proc/x/y"):
+        files.write("/proc/x/y/scores.csv", b"")
+    assert str(caught.value) == (
+        "/proc/x/y cannot be written: No such file or directory; make room or choose another output"
+    )
+    with pytest.raises(StorageError, match=r"^the server"), files.writing("/proc/x/y"):
+        raise StorageError("the server does not answer")

@@ -99,6 +99,27 @@ def test_attempts_are_bounded_and_come_later_each_time() -> None:
     assert backoff.wait_s(9, 1.0) == 10.0
 
 
+def test_no_attempt_starts_too_late() -> None:
+    """A server that hangs costs each attempt minutes: then there is no other."""
+    now_s, starts = 0.0, []
+
+    def hang() -> None:
+        nonlocal now_s
+        starts.append(now_s)
+        now_s += 25.0
+        raise TimeoutError
+
+    def sleep(seconds: float) -> None:
+        nonlocal now_s
+        now_s += seconds
+
+    backoff = files.Backoff(attempts=10, first_s=2.0, longest_s=2.0, within_s=60.0)
+    with pytest.raises(TimeoutError):
+        files.retried(hang, backoff, sleep=sleep, clock=lambda: now_s)
+    assert len(starts) == 3
+    assert starts[-1] <= 60.0
+
+
 def test_it_ends_with_the_first_success_and_with_a_fault_that_stays() -> None:
     waits: list[float] = []
     faults: list[Exception] = [TimeoutError(), ConnectionError()]

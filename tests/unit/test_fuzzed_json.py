@@ -25,6 +25,7 @@ from hssl_dist.datasets import discover
 from hssl_dist.datasets.class_names import class_names
 from hssl_dist.datasets.inputs import find_inputs
 from hssl_dist.errors import CheckpointError, ConfigError, InputError, MissingError, StoreError
+from hssl_dist.files.sealed_json import read_sealed
 from hssl_dist.imaging import load_case, write_nifti
 from hssl_dist.jobs.sources import hash_cases
 from hssl_dist.jobs.surveys import read_surveys
@@ -284,7 +285,7 @@ def test_any_model_card_is_read_or_refused(tmp_path):
     )
     save_model(tmp_path, {"weight": torch.zeros(3)}, card)
     path = tmp_path / "model.json"
-    document = json.loads(path.read_text())
+    document = read_sealed("model.json", path.read_bytes())  # no seal holds what is behind it up
     assert load_model(tmp_path)[0] == card
 
     @given(damaged_json(document))

@@ -93,7 +93,7 @@ def test_any_folders_of_label_maps_are_scored_or_refused(folder, whole, common, 
         allow_missing=allow,
     )
 
-    inputs = outcome(lambda: FolderInputs(config, str(root / "labels")))
+    inputs = outcome(lambda: FolderInputs(config, str(root / "labels"), lambda _: None))
     if inputs is None:
         return
     content_hash(outcome(lambda: dict(inputs.lineage)))

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from hssl_dist.records import Lineage, SourceFile, canonical_json, content_hash
+from hssl_dist.records import Lineage, ManifestHeader, SourceFile, canonical_json, content_hash
 
 
 def test_equal_values_give_equal_text() -> None:
@@ -28,3 +28,17 @@ def test_unknown_fields_and_changes_are_refused() -> None:
 def test_not_a_number_has_no_json() -> None:
     with pytest.raises(ValueError, match="Out of range float"):
         canonical_json(float("nan"))
+
+
+def test_a_dataset_has_no_two_values_of_one_name() -> None:
+    with pytest.raises(ValidationError, match="label values 2 and 5 are both called 'x'"):
+        ManifestHeader(
+            dataset="d",
+            task="t",
+            group="g",
+            classes={5: "x", 1: "y", 2: "x"},
+            channels=("mr",),
+            recipe={},
+            recipe_hash="r",
+            code_version="1",
+        )

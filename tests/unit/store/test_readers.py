@@ -181,7 +181,7 @@ def test_every_lost_object_is_an_error_that_names_it(open_reader, kind, own_stor
         data = files.read(url)
         files.remove(url)
         reader = open_reader(root, kind)
-        with pytest.raises(CorruptError, match="is missing; preprocess the dataset again") as caught:
+        with pytest.raises(CorruptError, match="is missing; remove its case's commit record") as caught:
             reader.image(case.record) if array == "0" else reader.label(case.record)
         assert str(caught.value).startswith(f"{url} is missing")
         files.write(url, data)

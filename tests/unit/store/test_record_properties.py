@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -88,7 +89,9 @@ HEADERS = st.builds(
     lambda classes, recipe, version: header(
         dataset="toy", classes=classes, recipe=recipe, code_version=version
     ),
-    st.dictionaries(st.integers(-3, 10**30), TEXTS, max_size=3),
+    st.lists(
+        st.tuples(st.integers(-3, 10**30), TEXTS), max_size=3, unique_by=(itemgetter(0), itemgetter(1))
+    ).map(dict),
     st.dictionaries(TEXTS, JSON, max_size=3),
     TEXTS,
 )

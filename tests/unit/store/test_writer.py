@@ -154,7 +154,10 @@ def test_a_full_disk_is_one_clear_error_and_no_case(tmp_path, store_case):
         check=True,
         timeout=60,
     ).stdout
-    assert said == f"case 'case' of 'toy' could not be written to {root}/toy: [Errno 27] File too large\n"
+    assert said == (
+        f"case 'case' of 'toy' could not be written to {root}/toy: [Errno 27] File too large; make room "
+        "there, or raise the quota or the limit on file sizes, and run it again: what is committed is kept\n"
+    )
     assert read_records(root, "toy", ["case"]) == {}
 
 

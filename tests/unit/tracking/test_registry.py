@@ -5,7 +5,7 @@ import pytest
 from hssl_dist.config.parts import TrackingConfig
 from hssl_dist.errors import CheckpointError, ConfigError, MissingError
 from hssl_dist.records import Lineage
-from hssl_dist.tracking import fetch_model, register_model, set_alias, start_run
+from hssl_dist.tracking import fetch_model, set_alias, start_run
 from hssl_dist.tracking.client import connect
 from tests.models import write_placeholder
 
@@ -22,15 +22,13 @@ def model(tmp_path: Path) -> Path:
     return write_placeholder(tmp_path / "model")
 
 
-def _register(tracking: TrackingConfig, model: Path, name: str, alias: str = "latest"):
-    run = start_run(tracking, f"make-{name}", {}, {}, LINEAGE)
-    version = register_model(tracking, model, name, run.id, LINEAGE, alias)
-    run.finish()
-    return run.id, version
+def _register(tracking: TrackingConfig, model: Path, name: str, *aliases: str):
+    with start_run(tracking, f"make-{name}", {}, {}, LINEAGE) as run:
+        return run.id, run.register(str(model), name, LINEAGE, aliases)
 
 
 def test_version_is_fetched_by_number_alias_latest_and_run(tracking: TrackingConfig, model: Path):
-    first_run, first = _register(tracking, model, "unet", alias="champion")
+    first_run, first = _register(tracking, model, "unet", "champion")
     (model / "model.safetensors").write_bytes(b"better weights")
     second_run, second = _register(tracking, model, "unet")
     assert (first.uri, second.uri) == ("models:/unet/1", "models:/unet/2")
@@ -112,7 +110,7 @@ def test_remote_folder_is_fetched_without_foreign_files(tracking: TrackingConfig
 
 
 def test_what_is_missing_is_told_with_what_there_is(tracking: TrackingConfig, model: Path, tmp_path: Path):
-    _register(tracking, model, "known", alias="champion")
+    _register(tracking, model, "known", "champion")
     where = f"in the registry at {tracking.uri}"
     expected = {
         "models:/known/7": (
@@ -136,7 +134,8 @@ def test_what_is_missing_is_told_with_what_there_is(tracking: TrackingConfig, mo
     with pytest.raises(MissingError) as caught:
         fetch_model(empty, "models:/hssl-unet@latest")
     assert str(caught.value) == (
-        f"no model 'hssl-unet' in the registry at {empty.uri}: it has none; run `hssl pretrain` first"
+        f"no model 'hssl-unet' in the registry at {empty.uri}: it has none; "
+        "run `hssl pretrain` or `hssl finetune` first"
     )
 
 
@@ -149,6 +148,6 @@ def test_run_without_a_model_is_told(tracking: TrackingConfig):
 def test_pickles_are_not_registered(tracking: TrackingConfig, model: Path):
     (model / "model.pkl").write_bytes(b"code")
     with pytest.raises(CheckpointError, match=r"model\.pkl is neither safetensors nor JSON"):
-        register_model(tracking, model, "unet", "0" * 32, LINEAGE)
-    with pytest.raises(CheckpointError, match="holds no model"):
-        register_model(tracking, model / "none", "unet", "0" * 32, LINEAGE)
+        _register(tracking, model, "unet")
+    with pytest.raises(MissingError, match=r"no model at .*none: there is no model\.json"):
+        _register(tracking, model / "none", "unet")

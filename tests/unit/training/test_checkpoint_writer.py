@@ -92,6 +92,18 @@ def test_a_pending_snapshot_is_not_changed_by_what_comes_later(tmp_path: Path) -
     assert recorder.saved == [1]
 
 
+def test_how_long_a_checkpoint_took_to_write_is_told(tmp_path: Path) -> None:
+    storage, recorder = Storage(), Recorder()
+    start_s = time.monotonic()
+    with writer(tmp_path, storage, recorder) as written:
+        written.save(checkpoint(1))
+        assert storage.reached.wait(60)
+        time.sleep(0.2)
+        storage.opened.set()
+    (seconds,) = recorder.save_s
+    assert 0.2 <= seconds <= time.monotonic() - start_s
+
+
 def test_training_goes_on_while_storage_is_blocked_and_the_checkpoint_is_of_its_step(tmp_path: Path) -> None:
     """Step 6 is written only after step 7 is done, and is what it is in an undisturbed run."""
     settings = config(

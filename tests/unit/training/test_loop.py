@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from hssl_dist.config.pretrain import (
 )
 from hssl_dist.errors import CheckpointError, ConfigError, Interrupted, NonFiniteError
 from hssl_dist.networks.pretraining import build_pretraining_network
+from hssl_dist.sampling import PretrainingLoader, Schedule
 from hssl_dist.training.checkpoint import CheckpointStore
 from hssl_dist.training.health import health_warnings
 from hssl_dist.training.loop import PretrainingResult, run_pretraining, stage_steps
@@ -52,6 +54,15 @@ def assert_same_weights(a: PretrainingResult, b: PretrainingResult) -> None:
     assert first.keys() == second.keys()
     for name in first:
         assert torch.equal(first[name], second[name]), name
+
+
+def samples(folder: Path) -> dict[str, Any]:
+    """What the newest checkpoint says of the samples that its weights were made of."""
+    store = CheckpointStore(str(folder))
+    latest = store.latest()
+    assert latest is not None
+    said: dict[str, Any] = store.load_state(latest)["samples"]
+    return said
 
 
 def test_both_stages_train_their_parts_and_log_their_terms(tmp_path: Path) -> None:
@@ -127,6 +138,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path: Path, stop_at: int) -> None
     resumed = run(tmp_path / "cut", config())
     assert without_speed(resumed.history) == without_speed(whole.history)
     assert_same_weights(resumed, whole)
+    assert samples(tmp_path / "cut") == samples(tmp_path / "whole")
 
 
 def test_a_killed_run_repeats_the_steps_after_its_checkpoint(tmp_path: Path) -> None:
@@ -145,6 +157,27 @@ def test_a_killed_run_repeats_the_steps_after_its_checkpoint(tmp_path: Path) -> 
     resumed = run(tmp_path / "cut", config())
     assert without_speed(resumed.history) == without_speed(whole.history)
     assert_same_weights(resumed, whole)
+    assert samples(tmp_path / "cut") == samples(tmp_path / "whole")
+
+
+def test_a_checkpoint_says_which_samples_made_it(tmp_path: Path) -> None:
+    settings = config()
+    run(tmp_path / "whole", settings)
+    loader = PretrainingLoader(Schedule(manifests(), settings.sampling, settings.seed, 6), ArrayReader())
+    digest = sum(batch.digest for batch in loader.batches(0, 7))
+    assert samples(tmp_path / "whole") == {"count": 42, "digest": f"{digest % 2**64:016x}"}
+    run(tmp_path / "other", config(seed=1))
+    assert samples(tmp_path / "other")["digest"] != samples(tmp_path / "whole")["digest"]
+
+
+def test_a_checkpoint_of_before_samples_were_told_is_gone_on_from(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        run(tmp_path, config(), Recorder(stop_at=2))
+    store = CheckpointStore(str(tmp_path))
+    saved = store.load(2)
+    store.save(replace(saved, state={k: v for k, v in saved.state.items() if k != "samples"}))
+    run(tmp_path, config())
+    assert samples(tmp_path) == {"count": 42, "digest": None}
 
 
 def test_a_finished_run_gives_its_network_without_training(tmp_path: Path) -> None:

@@ -44,6 +44,17 @@ def test_datasets_whose_test_patients_are_left_out_tell_runs_apart_if_there_are_
     assert "exclude_test_of" not in sampling()
 
 
+def test_weights_of_tasks_tell_runs_apart_if_there_are_any() -> None:
+    def sampling(weights: dict[str, float]) -> dict[str, Any]:
+        part: dict[str, Any] = trajectory(PretrainConfig(sampling=SamplingConfig(task_weights=weights)), {})[
+            "sampling"
+        ]
+        return part
+
+    assert sampling({"heart": 2.0})["task_weights"] == {"heart": 2.0}
+    assert "task_weights" not in sampling({})  # as runs of before the key were saved
+
+
 def test_precision_and_the_way_regions_are_drawn_tell_runs_apart() -> None:
     one = trajectory(PretrainConfig(), {})
     other = trajectory(PretrainConfig(precision="bfloat16"), {})

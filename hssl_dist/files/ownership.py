@@ -1,15 +1,15 @@
-"""Who may write and replay a run's spool: one process at a time, so that nothing is sent twice or reordered.
+"""Who may write a folder: one process at a time, of those that ask.
 
 In a local folder that is whoever holds a lock on `owner.lock`; the lock goes with its process, however that
 ends. Object storage has no locks, so there the owner leaves a record with a lease:
 
-    owner-00000007.json     who, for what (`run` or `sync`), and when it last said so
+    owner-00000007.json     who, as what (`run`, `sync` or `job`), and when it last said so
 
 A record is made only if there is none of its number, and looked at again after a moment: some storage (Swift)
-lets several pass that ask at once, of whom the last one stays. Whoever makes the next number owns the spool,
-and an older owner, should it still live, finds so before it writes or sends anything more. A run takes over
-from a run at once: it is the same one, started again. Everyone waits for a sync, and a sync for a run, until
-the lease has passed. The machines' clocks must agree to within `_SKEW_S`.
+lets several pass that ask at once, of whom the last one stays. Whoever makes the next number owns the folder,
+and an older owner, should it still live, finds so when it next looks. A run takes over from a run at once: it
+is the same one, started again. For any other owner everyone waits until its lease has passed. The machines'
+clocks must agree to within `_SKEW_S`.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hssl_dist import files
-from hssl_dist.errors import TrackingError
+from hssl_dist.errors import BusyError
 from hssl_dist.files.locks import only_one
 
-Kind = Literal["run", "sync"]
+Kind = Literal["run", "sync", "job"]
 
 LEASE_S = 180.0
 """More than the longest call to a server that hangs."""
@@ -37,12 +37,8 @@ _SETTLE_S = 1.0
 _RECORD = re.compile(r"owner-(\d{8})\.json")
 
 
-class BusyError(TrackingError):
-    """Another process owns the spool."""
-
-
 class Ownership:
-    """One process's hold on the spool in `folder`: `claim` it, `check` it before each use, `release` it."""
+    """One process's hold on `folder`: `claim` it, `check` it before each use, `release` it."""
 
     def __init__(self, folder: str, kind: Kind, lease_s: float = LEASE_S) -> None:
         self._folder, self._kind, self._lease_s = folder, kind, lease_s
@@ -53,14 +49,11 @@ class Ownership:
         self._renewed_s = 0.0
 
     def claim(self, wait_s: float = 0.0) -> None:
-        """Own the spool from now on; nothing happens if that is so. Raises BusyError after `wait_s`."""
+        """Own the folder from now on; nothing happens if that is so. Raises BusyError after `wait_s`."""
         deadline_s = time.monotonic() + wait_s
         while self._lost or not self._claimed():
             if self._lost or time.monotonic() >= deadline_s:
-                raise BusyError(
-                    f"{self._folder} is in use by another process; it sends what waits there itself, or let "
-                    "it end first"
-                )
+                raise BusyError(f"{self._folder} is in use by another process; let it end first")
             time.sleep(_POLL_S)
 
     def check(self) -> None:
@@ -71,7 +64,7 @@ class Ownership:
         number = self._number
         if number is None or numbers[-1:] != [number] or self._read(number).get("id") != self._id:
             self._number, self._lost = None, True  # for good: two would take it from each other for ever
-            raise BusyError(f"{self._folder} was taken over by another process of the same run")
+            raise BusyError(f"{self._folder} was taken over by another process")
         if time.monotonic() - self._renewed_s >= _RENEW_S:
             files.write(self._url(number), self._record())
             self._renewed_s = time.monotonic()
