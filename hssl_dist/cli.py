@@ -16,6 +16,7 @@ from hssl_dist.config.loading import load_config
 from hssl_dist.config.parts import JobConfig
 from hssl_dist.console import Console
 from hssl_dist.errors import HsslError, Interrupted, UsageError
+from hssl_dist.jobs.working_copy import refuse_working_copy
 from hssl_dist.records import Outcome, canonical_json
 
 Config = TypeVar("Config", bound=JobConfig)
@@ -77,6 +78,7 @@ def run_verb(verb: str, schema: type[Config], argv: Sequence[str] | None) -> int
 def _attempt(verb: str, schema: type[Config], words: list[str], console: Console) -> tuple[Outcome, int]:
     try:
         config = load_config(schema, f"hssl {verb}", words)
+        refuse_working_copy(config)
         job: Callable[[Config, Console], Outcome] = importlib.import_module(f"hssl_dist.jobs.{verb}").run
         outcome = job(config, console)
     except UsageError as error:

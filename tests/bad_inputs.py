@@ -1,7 +1,7 @@
 """Bad input: one row for each kind, with a generator and what has to come of it.
 
-A row takes a healthy case of a small healthy dataset and spoils it. `docs/data.md` shows the table to users:
-`python -m tests.bad_inputs` prints it, and a test holds the two together.
+A row takes a healthy case of a small healthy dataset and spoils it. `docs/data.md` shows the table to users
+(`tests/bad_inputs_table.py`).
 """
 
 from __future__ import annotations
@@ -220,7 +220,7 @@ ROWS: dict[str, Row] = {
     "4D where 3D is due": Row(
         "folder",
         image(lambda voxels: np.stack([voxels, voxels], 3)),
-        Quarantined("the image has 2 channels (4th dimension); expected 1"),
+        Quarantined("the image has 2 channels (4th dimension), but 1 channel is expected (mr)"),
     ),
     "vectors": Row(
         "folder",
@@ -384,31 +384,3 @@ def write_row(folder: Path, name: str, case: str = "bad") -> DatasetConfig:
     config = write_dataset(root, row.layout)
     row.spoil(write_case(root, row.layout, case))
     return config.model_copy(update={"source": row.source.format(layout=row.layout)})
-
-
-def table() -> str:
-    """The table in Markdown: every row, under what comes of it."""
-    said = {
-        Quarantined: lambda outcome: f"quarantined: {outcome.reason}",
-        Accepted: lambda outcome: (
-            "accepted" if outcome.case == "bad" else f"accepted as `{_short(outcome.case)}`"
-        ),
-        Refused: lambda outcome: f"status 2: {outcome.line}",
-        Warned: lambda outcome: f"warning: {outcome.text}",
-    }
-    lines = ["| input | outcome |", "|---|---|"]
-    for kind, words in said.items():
-        lines += [
-            f"| {name} | {words(row.outcome).strip()} |"
-            for name, row in ROWS.items()
-            if isinstance(row.outcome, kind)
-        ]
-    return "\n".join(lines)
-
-
-def _short(case: str) -> str:
-    return case if len(case) < 40 else f"{case[:8]}...{case[-12:]}"
-
-
-if __name__ == "__main__":
-    print(table())  # noqa: T201

@@ -7,10 +7,16 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from hssl_dist.config.evaluate import IntervalConfig
+from hssl_dist.segmentation.study import Questions, Row, StudyResults, summarise_study
 from hssl_dist.segmentation.study_cells import SCRATCH_ARM, CaseDice, StudyCell
+from hssl_dist.segmentation.study_pairs import Group
 
 CLASSES = {"hippocampus": ("anterior", "posterior"), "acdc": ("RV", "myocardium", "LV")}
 PATIENTS = {"hippocampus": 20, "acdc": 12}
+FEW = IntervalConfig(resamples=1000)
+QUESTIONS = Questions("multi", (("multi", "single"),), ("single", "multi"))
+GAINS = {"multi": 0.03, "single": 0.01}
 
 
 def cell(arm: str = SCRATCH_ARM, task: str = "heart", fraction: float = 0.05, **changes: object) -> StudyCell:
@@ -110,3 +116,14 @@ def _simulated(
         model=f"models:/{task}-unet/{run[0] * 10 + run[1]}",
         parent_model=None if arm == SCRATCH_ARM else f"models:/{arm}/{run[1]}",
     )
+
+
+def summarised(cells: list[StudyCell], **changes: object) -> StudyResults:
+    """The statistics of the cells, with intervals of few resamples."""
+    return summarise_study(cells, QUESTIONS, FEW, **changes)  # type: ignore[arg-type]
+
+
+def row_of(summary: StudyResults, group: Group) -> Row:
+    """The row of a task, share and arm."""
+    (row,) = [row for row in summary.rows if row.group == group]
+    return row

@@ -17,7 +17,7 @@ from hssl_dist.jobs import evaluate, finetune
 from hssl_dist.networks.pretraining import build_pretraining_network
 from hssl_dist.networks.weights import ModelCard, save_model
 from hssl_dist.records import Lineage, Outcome
-from hssl_dist.tracking import register_model, start_run
+from hssl_dist.tracking import start_run
 from tests.tiny_store import NETWORK, write_blobs
 
 LINEAGE = Lineage(config_hash="c" * 64, code_version="0.1.0")
@@ -40,7 +40,7 @@ class Place:
         )
         save_model(folder / "pretrained", self.pretrained, card)
         with start_run(self.tracking, "pretrain", {}, {}, LINEAGE) as run:
-            register_model(self.tracking, folder / "pretrained", "hssl-unet", run.id, LINEAGE)
+            run.register(str(folder / "pretrained"), "hssl-unet", LINEAGE)
             self.pretraining_run = run.id
 
     def config(self, name: str, **changes: Any) -> FinetuneConfig:
@@ -65,6 +65,8 @@ class Place:
             "model": model,
             "store": {"url": self.store},
             "output": str(self.folder / "evaluation"),
+            "overwrite": True,
+            "runs": str(self.folder / "runs"),
             "tracking": self.tracking,
             "threads": 1,
         }

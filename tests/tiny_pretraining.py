@@ -177,6 +177,7 @@ class Recorder:
     done: int = 0
     metrics: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     saved: list[int] = field(default_factory=list)
+    save_s: list[float] = field(default_factory=list)
     warnings: list[tuple[int, str]] = field(default_factory=list)
 
     def on_step(self, step: int) -> None:
@@ -188,8 +189,9 @@ class Recorder:
     def on_warning(self, step: int, text: str) -> None:
         self.warnings.append((step, text))
 
-    def on_checkpoint(self, step: int, url: str) -> None:
+    def on_checkpoint(self, step: int, url: str, seconds: float) -> None:
         self.saved.append(step)
+        self.save_s.append(seconds)
 
     def should_stop(self) -> bool:
         return self.stop_at is not None and self.done + 1 >= self.stop_at

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 from hssl_dist.config.study import StudyConfig
+from hssl_dist.console import Console
+from hssl_dist.jobs import study
+from hssl_dist.jobs.study_cells import read_cell
+from hssl_dist.records import Outcome
+from hssl_dist.segmentation.study_cells import StudyCell
+from hssl_dist.tracking.client import connect
 from tests.tiny_store import NETWORK, write_blobs
 
 TASKS = ("blobs", "spots")
@@ -43,3 +50,20 @@ def config(folder: Path, **changes: Any) -> StudyConfig:
         "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"},
     }
     return StudyConfig.model_validate(values | changes)
+
+
+def run(config: StudyConfig, console: Console | None = None) -> Outcome:
+    """What a study comes to; nobody reads what it says, without a console."""
+    return study.run(config, console or Console(io.StringIO()))
+
+
+def cells_of(config: StudyConfig) -> dict[str, StudyCell]:
+    """Its finished cells by their ids."""
+    folder = Path(config.results) / "cells"
+    return {path.stem: read_cell(str(path)) for path in folder.glob("*.json")}
+
+
+def runs_of(config: StudyConfig) -> list[Any]:
+    """The study's own run in MLflow and those of its pieces."""
+    found = connect(config.tracking).search_runs(["1"])
+    return [run for run in found if f"{run.data.tags['hssl.run']}-".startswith(f"{config.name}-")]

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveInt, model
 from hssl_dist import files
 from hssl_dist.config.finetune import ModelUri
 from hssl_dist.config.parts import JobConfig, Part, StoreConfig, TrackingConfig, Url
-from hssl_dist.config.preprocess import PatientPattern
+from hssl_dist.config.preprocess import ClassNames, PatientPattern
 
 _NAMED = re.compile(r"([^/=]+)=(.+)")
 """`name=folder`; no name has a `/`, so a folder with a `=` in it is told by the `/` before."""
@@ -70,7 +70,7 @@ class EvaluateConfig(JobConfig):
     dataset: str | None = None
     """With a model: dataset of the store, preprocessed as the model's; the one it was fine-tuned on if not
     given. With folders: the challenge folder, or its dataset.json, that names the classes."""
-    classes: dict[PositiveInt, str] = Field(default={})
+    classes: ClassNames = Field(default={})
     """Names of the label values, where no `dataset` gives them; the values of the labels otherwise."""
     patient_pattern: PatientPattern | None = None
     """Regular expression with one group that finds the patient in a case's name; each case is one without."""
@@ -81,7 +81,12 @@ class EvaluateConfig(JobConfig):
     split anew), or `all` labelled ones of another dataset than the model's."""
     store: StoreConfig = StoreConfig()
     output: Url = Field(default="hssl/evaluation", validate_default=True)
-    """Folder for `scores.csv`, `scores.json` and `report.html`."""
+    """Folder for `scores.json`, `scores.csv` and `report.html`."""
+    overwrite: bool = False
+    """Replace the scores of another model, or of other patients or folders, in the output."""
+    runs: Url | None = Field(default="hssl/runs", validate_default=True)
+    """Folder or URL of runs: whom a model was scored on is noted there, for studies to tell (docs/study.md);
+    nowhere if null."""
     tracking: TrackingConfig = TrackingConfig()
     overlap: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
     """Overlap of neighbouring windows."""

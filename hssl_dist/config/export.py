@@ -25,7 +25,8 @@ class ExportConfig(JobConfig):
     """Dataset of the store whose spacing and normalisation are told; else the model's card's."""
     store: StoreConfig = StoreConfig()
     plans: Url | None = None
-    """`nnunet`: plans that nnU-Net made for the dataset to fine-tune on; ours become a configuration more."""
+    """`nnunet`: plans that nnU-Net made for the dataset to fine-tune on; ours is added to their
+    configurations."""
     patch_size: Size | None = None
     """Size z y x of a patch in voxels; that of `plans` or of the model's card if not given."""
     channels: PositiveInt | None = None

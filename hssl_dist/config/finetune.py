@@ -40,8 +40,15 @@ def _check_alias(alias: str) -> str:
     return alias
 
 
+def _check_part(part: str) -> str:
+    if part not in ("encoder", "decoder"):
+        raise ValueError(f"{part!r} is not taken from models; encoder and decoder are, heads are always new")
+    return part
+
+
 ModelUri = Annotated[str, AfterValidator(_resolve_model)]
 Alias = Annotated[Name, AfterValidator(_check_alias)]
+ModelParts = Annotated[tuple[Annotated[str, AfterValidator(_check_part)], ...], Field(min_length=1)]
 
 
 class LabelsConfig(Part):
@@ -136,8 +143,8 @@ class FinetuneConfig(JobConfig):
     """Seed of new weights, samples and augmentation."""
     model: ModelUri = "models:/hssl-unet@latest"
     """`models:/name@alias`, `models:/name/version`, `runs:/id`, a checkpoint's path, or `scratch`."""
-    parts: tuple[str, ...] = ("encoder", "decoder")
-    """Parts taken from the model; the rest starts anew."""
+    parts: ModelParts = ("encoder", "decoder")
+    """Parts taken from the model, at least one; the heads always start anew."""
     dataset: str
     """Dataset of the store."""
     labels: LabelsConfig = LabelsConfig()

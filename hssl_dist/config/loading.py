@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -33,10 +35,16 @@ if TYPE_CHECKING:
 Config = TypeVar("Config", bound=JobConfig)
 
 ENVIRONMENT_PREFIX = "HSSL_"
+_UNREAD = re.compile(r'(?:encountered for |for field ")(?P<key>\w+(?:\.\w+)*)')
 
 
 class _Parser(argparse.ArgumentParser):
-    """Raises ConfigError where argparse would print its usage and exit."""
+    """Raises ConfigError where argparse would print its usage and exit, and takes whole names alone: the
+    beginning of one may be a slip for another.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(message)
@@ -72,7 +80,7 @@ def load_config(schema: type[Config], program: str, argv: Sequence[str]) -> Conf
     except ValidationError as error:
         raise ConfigError(describe(error, schema)) from None
     except SettingsError as error:
-        raise ConfigError(_one_line(str(error.__cause__ or error))) from None
+        raise ConfigError(_describe_unread(error, schema)) from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -114,6 +122,29 @@ def _describe_one(details: ErrorDetails, schema: type[BaseModel]) -> str:
     return f"{path}: {message[0].lower()}{message[1:]}, found {details['input']!r}"
 
 
+def _describe_unread(error: SettingsError, schema: type[BaseModel]) -> str:
+    """Which list or mapping of a flag or the environment could not be parsed, and how to write it."""
+    text = str(error)
+    match = _UNREAD.search(text)
+    if match is None:
+        return _one_line(str(error.__cause__ or error))
+    path = match["key"].split(".")
+    name = f"--{match['key']}"
+    if "EnvSettingsSource" in text:
+        name = ENVIRONMENT_PREFIX + "__".join(path).upper()
+    field = _model_at(schema, path[:-1]).model_fields.get(path[-1])
+    form = '{"key": value}' if field is not None and _is_mapping(field.annotation) else "[value, value]"
+    return f"{name} cannot be read; write it as JSON in single quotes: {name} '{form}', text in double ones"
+
+
+def _is_mapping(annotation: Any) -> bool:
+    """Whether values of a type are written as a mapping."""
+    kind = getattr(annotation, "__origin__", annotation)
+    if isinstance(kind, type) and issubclass(kind, BaseModel | Mapping):
+        return True
+    return not isinstance(kind, type) and any(map(_is_mapping, getattr(annotation, "__args__", ())))
+
+
 def _suggestion(word: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {near[0]}?" if near else f"; known are {', '.join(sorted(known))}"
@@ -153,7 +184,7 @@ def _parse(parser: argparse.ArgumentParser, args: Sequence[str], flags: list[str
 
 
 def _common_parser(program: str) -> argparse.ArgumentParser:
-    parser = _Parser(prog=program, add_help=False, allow_abbrev=False)
+    parser = _Parser(prog=program, add_help=False)
     parser.add_argument("--config", type=Path, metavar="FILE.yaml", help="config file; flags win over it")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON that sums up the job")
     return parser

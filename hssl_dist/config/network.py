@@ -7,6 +7,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from hssl_dist.config.parts import Part
+from hssl_dist.records import Shape
 
 # Beyond anything that is trained: configs travel with models, and some come from strangers.
 _Width = Annotated[int, Field(ge=1, le=65536)]
@@ -66,3 +67,9 @@ class NetworkConfig(Part):
         for stride in self.strides:
             product = [a * b for a, b in zip(product, stride, strict=True)]
         return product[0], product[1], product[2]
+
+    def misfit(self, patch_size: Shape, key: str) -> str | None:
+        """What is wrong with a patch, z y x in voxels, that is called `key`; None if it fits."""
+        if not any(size % factor for size, factor in zip(patch_size, self.reduction, strict=True)):
+            return None
+        return f"{key} {patch_size} is not a multiple of the network's reduction {self.reduction}"

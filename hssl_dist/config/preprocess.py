@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, field_va
 
 from hssl_dist import files
 from hssl_dist.config.parts import Fraction, JobConfig, Name, Part, RayConfig, Size, StoreConfig, Url
+from hssl_dist.records import distinct
 
 
 def _check_pattern(pattern: str) -> str:
@@ -18,6 +19,7 @@ def _check_pattern(pattern: str) -> str:
 
 
 PatientPattern = Annotated[str, AfterValidator(_check_pattern)]
+ClassNames = Annotated[dict[PositiveInt, str], AfterValidator(distinct)]
 Endpoint = Annotated[str, AfterValidator(files.check_endpoint)]
 
 
@@ -44,7 +46,7 @@ class DatasetConfig(Part):
     """Regular expression with one group that finds the patient in a case's id."""
     spacing_mm: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
     """Target spacing z y x; the median of the dataset if not given (anisotropy-aware)."""
-    classes: dict[PositiveInt, str] = Field(default={})
+    classes: ClassNames = Field(default={})
     """Names of the label values, for layouts that do not state them."""
     images: str = "images"
     """Image folder of the `folder` layout."""

@@ -64,7 +64,9 @@ class SamplingConfig(Part):
     margin: NonNegativeFloat = 0.5
     """A region is larger than a view by this share on each axis, so that two views can lie apart in it."""
     task_exponent: Fraction = 0.5
-    """Tasks are drawn with p ~ (number of cases) ** exponent: 0 balances tasks, 1 balances cases."""
+    """Tasks are drawn with p ~ weight * (number of cases) ** exponent: 0 balances tasks, 1 balances cases."""
+    task_weights: dict[str, PositiveFloat] = Field(default={})
+    """Weights of tasks by name, 1 where not given, such as `{hippocampus: 4}`."""
     block_size: PositiveInt = 16
     """Consecutive samples of a global batch that come from one task, for hard negatives."""
     foreground: Fraction = 0.5
@@ -237,12 +239,8 @@ class LearningConfig(Part):
                 f"objective.depths {self.objective.depths} go beyond the network's {deepest + 1} stages; "
                 f"use depths from 0 to {deepest}"
             )
-        for size, factor in zip(self.sampling.patch_size, self.network.reduction, strict=True):
-            if size % factor:
-                raise ValueError(
-                    f"sampling.patch_size {self.sampling.patch_size} is not a multiple of the network's "
-                    f"reduction {self.network.reduction}; choose one that is"
-                )
+        if misfit := self.network.misfit(self.sampling.patch_size, "sampling.patch_size"):
+            raise ValueError(f"{misfit}; choose one that is")
         if self.encoder.steps + self.decoder.steps == 0:
             raise ValueError("encoder.steps and decoder.steps are both 0: there is nothing to train")
         terms = {"encoder": ("image", "task", "group"), "decoder": ("dense", "restoration")}

@@ -9,6 +9,7 @@ from pydantic import (
     BeforeValidator,
     Field,
     JsonValue,
+    PositiveFloat,
     PositiveInt,
     ValidationError,
     model_validator,
@@ -72,6 +73,8 @@ class ArmConfig(Part):
     """`scratch`: new weights; `pretrain`: those of a pretraining by the keys below over the study's own."""
     domains: Literal["all", "own"] = "all"
     """Datasets to pretrain on: all of `pretrain.sampling.datasets`, or only the task's own."""
+    own_weight: PositiveFloat = 1.0
+    """Weight of the task's own images among those of all (`pretrain.sampling.task_weights`)."""
     stages: Literal["both", "encoder", "decoder"] = "both"
     """Stages to pretrain; one that is left out gives its steps to the other."""
     objective: Changes = Field(default={})
@@ -97,6 +100,8 @@ class ArmConfig(Part):
             raise ValueError(
                 f"arm {self.name!r} starts from scratch, where {odd[0]!r} means nothing; leave it out"
             )
+        if self.domains == "own" and self.own_weight != 1.0:
+            raise ValueError(f"arm {self.name!r} sees its own domain alone: leave out own_weight")
         return self
 
     def learning(self, base: LearningConfig) -> LearningConfig:
@@ -326,12 +331,9 @@ class StudyConfig(JobConfig):
 
     def _check_patches(self, task: TaskConfig) -> None:
         for arm in self.arms:
-            size, reduction = arm.training(task).patch_size, self.network(arm, task).reduction
-            if any(voxels % factor for voxels, factor in zip(size, reduction, strict=True)):
-                raise ValueError(
-                    f"task {task.dataset!r}: training.patch_size {size} is not a multiple of the network's "
-                    f"reduction {reduction}; choose one that is"
-                )
+            size = arm.training(task).patch_size
+            if misfit := self.network(arm, task).misfit(size, "training.patch_size"):
+                raise ValueError(f"task {task.dataset!r}: {misfit}; choose one that is")
 
     def _check_budgets(self, samples: Mapping[str, int]) -> None:
         """Whether all pretrainings, by name, see as many samples, and arms are fine-tuned alike."""

@@ -16,7 +16,7 @@ from hssl_dist.datasets.folder import find_folder
 from hssl_dist.datasets.msd import find_msd
 from hssl_dist.datasets.nnunet import find_nnunet
 from hssl_dist.errors import ConfigError, MissingError
-from hssl_dist.records import Case
+from hssl_dist.records import Case, distinct
 
 LAYOUTS: dict[str, Callable[[DatasetConfig, str], Contents]] = {
     "msd": find_msd,
@@ -127,6 +127,10 @@ def _modality(config: DatasetConfig, channel: str) -> str:
 def _check_classes(config: DatasetConfig, contents: Contents, classes: dict[int, str]) -> None:
     if wrong := [value for value in classes if not 0 < value <= MAX_LABEL]:
         raise ConfigError(f"dataset {config.name!r}: label value {wrong[0]}; 1 to {MAX_LABEL} can be stored")
+    try:
+        distinct(classes)
+    except ValueError as error:
+        raise ConfigError(f"dataset {config.name!r}: {error}") from None
     if not classes and any(found.label is not None for found in contents.cases):
         raise ConfigError(
             f"dataset {config.name!r} has labels, but nothing names their values; give `classes`, "

@@ -5,7 +5,7 @@ volume = load_case(case, classes, max_voxels)      # read, check, orient
 survey = survey_case(case.id, volume)              # ... of every case, then
 recipe = resolve_recipe(dataset, classes, modalities, surveys, storage)
 stored, intensities = prepare(volume, recipe)      # crop, normalise, resample
-prediction_xyz = restore_scores(slabs, stored.geometry)   # back on the source's grid; `restore` for labels
+prediction_xyz = restore_scores(slabs, stored.geometry)   # back on the source's grid
 """
 
 from hssl_dist.imaging.label_maps import label_map
@@ -13,9 +13,10 @@ from hssl_dist.imaging.loading import load_case
 from hssl_dist.imaging.nifti import write_nifti
 from hssl_dist.imaging.preparing import prepare
 from hssl_dist.imaging.recipe import CaseSurvey, ChannelRecipe, ChannelSurvey, Recipe, resolve_recipe
-from hssl_dist.imaging.restoring import restore, restore_scores
+from hssl_dist.imaging.restoring import restore_scores
 from hssl_dist.imaging.source import declared_voxels
 from hssl_dist.imaging.survey import foreground_samples, survey_case
+from hssl_dist.imaging.unit import unit_doubts
 
 __all__ = [
     "CaseSurvey",
@@ -28,8 +29,8 @@ __all__ = [
     "load_case",
     "prepare",
     "resolve_recipe",
-    "restore",
     "restore_scores",
     "survey_case",
+    "unit_doubts",
     "write_nifti",
 ]

@@ -99,11 +99,15 @@ def voxel_type(itk: ModuleType, pixel: int, components: int, name: str) -> np.dt
 def ras_affine(
     direction: tuple[float, ...], spacing: tuple[float, ...], origin: tuple[float, ...]
 ) -> Float64[np.ndarray, "4 4"]:
-    """The affine from voxel indices `i j k` to RAS mm, of ITK's direction cosines by row, spacing, origin."""
+    """The affine from voxel indices `i j k` to RAS mm, of ITK's direction cosines by row, spacing, origin.
+
+    Numbers beyond all measure give infinite entries.
+    """
     affine = np.eye(4)
-    affine[:3, :3] = np.reshape(direction, (3, 3)) * np.asarray(spacing)
-    affine[:3, 3] = origin
-    ras: Float64[np.ndarray, "4 4"] = _LPS_TO_RAS @ affine
+    with np.errstate(over="ignore", invalid="ignore"):
+        affine[:3, :3] = np.reshape(direction, (3, 3)) * np.asarray(spacing)
+        affine[:3, 3] = origin
+        ras: Float64[np.ndarray, "4 4"] = _LPS_TO_RAS @ affine
     return ras
 
 

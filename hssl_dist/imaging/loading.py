@@ -36,7 +36,7 @@ def load_case(case: Case, classes: dict[int, str], max_voxels: int) -> Volume:
     any foreground is accepted.
     """
     first = read_source(case.images[0], max_voxels)
-    _check_channels(case, first.header, max_voxels)
+    _check_channels(case, first, max_voxels)
     name, header = first.name, first.header
     sources = [first, *(_read_channel(url, name, header, max_voxels) for url in case.images[1:])]
     del first  # so that `_take` frees one file's voxels after the other
@@ -57,16 +57,24 @@ def load_case(case: Case, classes: dict[int, str], max_voxels: int) -> Volume:
     return Volume(image, label, spacing_mm, case.modalities, geometry, scaling)
 
 
-def _check_channels(case: Case, header: SourceHeader, max_voxels: int) -> None:
+def _check_channels(case: Case, first: SourceImage, max_voxels: int) -> None:
     """Raise InputError unless the first file has as many channels as it should."""
-    channels = len(case.modalities)
-    expected = channels if len(case.images) == 1 else 1
-    if header.channels != expected:
+    channels, found = len(case.modalities), first.header.channels
+    wanted = f"{channels} {'channel is' if channels == 1 else 'channels are'} expected"
+    wanted += f" ({', '.join(case.modalities)})"
+    if found > 1 and len(case.images) > 1:
+        raise InputError(f"{first.name}: {found} channels in a file that is one channel")
+    if found > 1 and found != channels:
+        raise InputError(f"{first.name}: the image has {found} channels (4th dimension), but {wanted}")
+    if found == 1 < channels and len(case.images) == 1:
         raise InputError(
-            f"{case.id}: the image has {header.channels} channels (4th dimension); expected {expected}"
+            f"{first.name}: the image has one channel, but {wanted}: put them into the 4th dimension, or "
+            "into files of their own as nnU-Net does (_0000, _0001, ...)"
         )
-    if channels * math.prod(header.shape) > max_voxels:
-        raise InputError(f"{case.id}: {channels} channels of {header.shape} exceed max_voxels {max_voxels}")
+    if channels * math.prod(first.header.shape) > max_voxels:
+        raise InputError(
+            f"{first.name}: {channels} channels of {first.header.shape} exceed max_voxels {max_voxels}"
+        )
 
 
 def _read_channel(url: str, name: str, header: SourceHeader, max_voxels: int) -> SourceImage:

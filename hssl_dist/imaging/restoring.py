@@ -1,8 +1,8 @@
-"""From the stored grid back to the source file's: labels, and the scores a network gives each class."""
+"""From the stored grid back to the source file's: the scores a network gives each class, as labels."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import cast
 
@@ -10,25 +10,13 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from hssl_dist.imaging.orientation import from_ras
-from hssl_dist.imaging.resampling import SLAB_VOXELS, Kernel, resample_image, resample_label
+from hssl_dist.imaging.resampling import SLAB_VOXELS, Kernel, resample_image
 from hssl_dist.records import Geometry, Shape
 
 Slab = Float32[np.ndarray, "class planes y x"]
 
 SCORE_KERNELS: tuple[Kernel, Kernel, Kernel] = ("share", "share", "share")
 """Linear, and never widened: chosen by what it gives (docs/decisions.md)."""
-
-
-def restore(label: UInt8[np.ndarray, "z y x"], geometry: Geometry) -> UInt8[np.ndarray, "i j k"]:
-    """A label of the stored grid on the source file's grid, shape and axes exactly; 0 outside the crop."""
-    if label.shape != geometry.shape:
-        raise ValueError(f"label has shape {label.shape}; the stored volume has {geometry.shape}")
-    return _on_source_grid(
-        lambda shape: [
-            resample_label(label, geometry.spacing_mm, shape, geometry.oriented_spacing_mm),
-        ],
-        geometry,
-    )
 
 
 def restore_scores(
@@ -40,18 +28,10 @@ def restore_scores(
     needed is not asked for. Scores are interpolated and then compared, so that borders between classes run
     between voxels of the stored grid. Memory: the label, and a slab of a few slices.
     """
-    return _on_source_grid(lambda shape: _winners(slabs, geometry, shape, kernels), geometry)
-
-
-def _on_source_grid(
-    fill: Callable[[Shape], Iterable[UInt8[np.ndarray, "planes y x"]]], geometry: Geometry
-) -> UInt8[np.ndarray, "i j k"]:
-    """Slabs of the crop's grid, whose shape `fill` is told, put in their place and turned like the file."""
     box = tuple(slice(a, b) for a, b in zip(geometry.crop_start, geometry.crop_stop, strict=True))
     oriented = np.zeros(geometry.oriented_shape, dtype=np.uint8)
-    crop = oriented[box]
-    z = 0
-    for slab in fill(cast("Shape", crop.shape)):
+    crop, z = oriented[box], 0
+    for slab in _winners(slabs, geometry, cast("Shape", crop.shape), kernels):
         crop[z : z + len(slab)] = slab
         z += len(slab)
     return np.ascontiguousarray(from_ras(oriented, np.asarray(geometry.original_affine)))

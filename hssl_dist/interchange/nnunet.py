@@ -14,14 +14,17 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from hssl_dist.interchange.nnunet_plans import (
     FULL_RESOLUTION,
+    NETWORK_CLASS,
     OWN_CONFIGURATION,
     adapted_plans,
     dataset_json,
@@ -45,6 +48,7 @@ PLANS = "plans.json"
 DATASET = "dataset.json"
 _SEGMENTATION_LAYERS = "decoder.seg_layers"
 _NO_DATASET = "Dataset000_hssl"
+_NETWORKS = ("dynamic-network-architectures",)
 
 _README = """\
 # A {kind} U-Net of hssl_dist for nnU-Net v2
@@ -113,11 +117,19 @@ def write_nnunet(
 
 
 def verify_nnunet(portable: Portable, folder: Path, load: Importer = importlib.import_module) -> Verification:
-    """Let nnU-Net build the network from the plans, load the checkpoint into it strictly and compare."""
+    """Let nnU-Net build the network from the plans, load the checkpoint into it strictly and compare.
+
+    Without nnunetv2 the package of its networks, which nnU-Net builds them with, does for that.
+    """
+    packages = ["nnunetv2", *_NETWORKS]
     try:
         build = load("nnunetv2.utilities.get_network_from_plans").get_network_from_plans
     except ImportError as error:
-        return missing_library(error, "nnunetv2 (2.8)")
+        try:
+            load(NETWORK_CLASS.rpartition(".")[0])
+        except ImportError:
+            return missing_library(error, "nnunetv2 (2.8)")
+        build, packages = partial(_build, load), list(_NETWORKS)
     checkpoint = torch.load(folder / CHECKPOINT, weights_only=True)
     plans = json.loads((folder / PLANS).read_text())
     planned = plans["configurations"][checkpoint["init_args"]["configuration"]]["architecture"]
@@ -130,8 +142,29 @@ def verify_nnunet(portable: Portable, folder: Path, load: Importer = importlib.i
         deep_supervision=True,
     )
     load_strictly(network, checkpoint["network_weights"], portable, _SEGMENTATION_LAYERS)
-    library = versions("nnunetv2", "dynamic-network-architectures")
-    return compare(portable, network, library, deep_supervision=True)
+    return compare(portable, network, versions(*packages), deep_supervision=True)
+
+
+def _build(
+    load: Importer,
+    network_class: str,
+    arguments: Mapping[str, Any],
+    imported: Sequence[str],
+    in_channels: int,
+    classes: int,
+    **others: Any,
+) -> nn.Module:
+    """What nnU-Net does to build the network of its plans."""
+
+    def located(name: str) -> Any:
+        module, _, attribute = name.rpartition(".")
+        return getattr(load(module), attribute)
+
+    classes_of_torch = {key: located(arguments[key]) for key in imported if arguments[key] is not None}
+    network: nn.Module = located(network_class)(
+        input_channels=in_channels, num_classes=classes, **{**arguments, **classes_of_torch, **others}
+    )
+    return network
 
 
 def _write_checkpoint(

@@ -39,8 +39,16 @@ def known_preparation(
 
     Raises CheckpointError or ConfigError for a recipe that this version does not understand.
     """
-    recipe = _recipe_of_dataset(header) if header else _recipe_of_card(card)
+    recipe = _recipe_of_dataset(header) if header else recipe_of_card(card)
     return Preparation(recipe, header.channels if header else card.modalities, patch_size)
+
+
+def recipe_of_card(card: ModelCard) -> Recipe | None:
+    """How the model's images were prepared; None if its card does not say.
+
+    Raises CheckpointError for a recipe that this version does not understand.
+    """
+    return _understood(card.recipe, CheckpointError, "in the model's card", "; fine-tune it again")
 
 
 def check_prepared_alike(card: ModelCard, header: ManifestHeader, remedy: str) -> None:
@@ -62,7 +70,7 @@ def _differences(card: ModelCard, header: ManifestHeader) -> list[str]:
         return [f"channels {', '.join(header.channels)} instead of {', '.join(card.modalities)}"]
     if not card.recipe or header.recipe == card.recipe:
         return []
-    own, datasets = _recipe_of_card(card), _recipe_of_dataset(header)
+    own, datasets = recipe_of_card(card), _recipe_of_dataset(header)
     if own is None or datasets is None:
         return []
     expected, found = _deciding(own), _deciding(datasets)
@@ -88,10 +96,6 @@ def _deciding(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _recipe_of_card(card: ModelCard) -> Recipe | None:
-    return _understood(card.recipe, CheckpointError, "in the model's card", "")
-
-
 def _recipe_of_dataset(header: ManifestHeader) -> Recipe | None:
     return _understood(header.recipe, ConfigError, f"of dataset {header.dataset!r}", "; preprocess it again")
 
@@ -113,13 +117,9 @@ def check_patch(patch_size: Shape, network: NetworkConfig) -> None:
 
     Ours lets a single voxel through its norms; torch's own instance norm, which other tools use, refuses it.
     """
-    reduction = network.reduction
-    if any(size % factor for size, factor in zip(patch_size, reduction, strict=True)):
-        raise ConfigError(
-            f"patch_size {patch_size} is not a multiple of the network's reduction {reduction}; "
-            "choose one that is"
-        )
-    if patch_size == reduction:
+    if misfit := network.misfit(patch_size, "patch_size"):
+        raise ConfigError(f"{misfit}; choose one that is")
+    if patch_size == network.reduction:
         raise ConfigError(
             f"patch_size {patch_size} leaves one voxel in the deepest stage, which instance norm refuses; "
             "choose a larger one"

@@ -88,8 +88,7 @@ def _run(
     remote: Any = ray.remote(function)
     nodes: list[dict[str, Any]] = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     limit = _BATCHES_PER_CPU * max(1, int(sum(node.get("CPU", 0) for node in nodes)))
-    most_bytes = int(max(node.get("memory", 0) for node in nodes))
-    resources = cluster.task_resources(cpus, gpu=gpu)
+    most_bytes, resources = cluster.most_memory_bytes(), cluster.task_resources(cpus, gpu=gpu)
     waiting = list(reversed(batches))
     pending: set[Any] = set()
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ from hssl_dist.jobs.case_pictures import chosen_cases
 from hssl_dist.jobs.hardware import use_hardware
 from hssl_dist.jobs.stored_model import load_stored_model
 from hssl_dist.report.montage import fullest_slice, montage
-from hssl_dist.segmentation.study_pairs import mean_dice
+from hssl_dist.segmentation.metrics import mean_dice
 from hssl_dist.store import open_reader, read_manifest
 
 
@@ -39,4 +40,5 @@ def draw_cases(config: EvaluateConfig, scores: Mapping[str, Any]) -> bytes:
 
 def mean_score(case: Mapping[str, Any]) -> float:
     """Mean Dice over the classes that have a score; 0 if none has."""
-    return mean_dice(case["dice"]) or 0.0
+    dice = mean_dice(case["dice"].values())
+    return 0.0 if math.isnan(dice) else dice

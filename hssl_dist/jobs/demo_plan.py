@@ -135,6 +135,8 @@ class Plan:
             model=model,
             store=self.store,
             output=str(self.root / "scores" / name),
+            overwrite=True,  # a changed demo has other models
+            runs=str(self.root / "runs"),
             tracking=self.tracking,
             overlap=0.25,
         )

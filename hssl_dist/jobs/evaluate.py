@@ -22,43 +22,77 @@ import torch
 from hssl_dist import files
 from hssl_dist.config.evaluate import EvaluateConfig, SurfaceDiceConfig
 from hssl_dist.console import Console
-from hssl_dist.errors import ConfigError
+from hssl_dist.errors import AccessError, ConfigError, StorageError
 from hssl_dist.jobs.evaluate_folders import FolderInputs
 from hssl_dist.jobs.evaluate_inputs import Inputs
-from hssl_dist.jobs.evaluate_outputs import Results, as_csv, as_json, flat_dice, known, to_text
+from hssl_dist.jobs.evaluate_outputs import (
+    PAGE,
+    SCORES,
+    TABLE,
+    Results,
+    as_csv,
+    as_json,
+    check_output,
+    flat_dice,
+    known,
+    to_text,
+)
 from hssl_dist.jobs.evaluate_report import report
 from hssl_dist.jobs.evaluate_store import StoredInputs
 from hssl_dist.jobs.hardware import use_hardware
-from hssl_dist.records import Outcome
+from hssl_dist.jobs.looks import Look, now, write_look
+from hssl_dist.records import Outcome, content_hash
 from hssl_dist.segmentation.scores import METRICS, score_case
 from hssl_dist.segmentation.summary import ScoredCase, compare, summarise
 from hssl_dist.tracking import attach_run
 
 
 def run(config: EvaluateConfig, console: Console) -> Outcome:
-    """Score all cases, write `scores.csv`, `scores.json` and `report.html`, and log them to the model's run.
+    """Score all cases, write `scores.json`, `scores.csv` and `report.html`, and log them to the model's run.
 
-    Raises the errors of the inputs (`StoredInputs`, `FolderInputs`), and ConfigError for a tolerance of a
-    class that there is none of.
+    Of a model it is noted first whom it is scored on. Raises the errors of the inputs (`StoredInputs`,
+    `FolderInputs`), ConfigError for a tolerance of a class that there is none of and for an output that has
+    the scores of something else, and StorageError for one that cannot be written.
     """
     start_s = time.monotonic()
-    inputs = _open(config, use_hardware(config.threads))
+    inputs = _open(config, use_hardware(config.threads), console)
+    check_output(config, inputs)
+    if isinstance(inputs, StoredInputs) and config.runs is not None:
+        _note(config.runs, inputs, console)
     results = _evaluate(config, inputs, console)
     scores, table = as_json(results), as_csv(results)
     page, unseen = report(results, scores["lineage"])
-    for name, text in (("scores.csv", table), ("scores.json", to_text(scores)), ("report.html", page)):
-        files.write(files.join(config.output, name), text.encode())
+    with files.writing(config.output):
+        # The JSON first: it says of what the others are, should they not come to be written.
+        for name, text in ((SCORES, to_text(scores)), (TABLE, table), (PAGE, page)):
+            files.write(files.join(config.output, name), text.encode())
     if isinstance(inputs, StoredInputs) and inputs.run_id is not None:
         _log(config, inputs, inputs.run_id, results, (scores, table, page), console)
     return _outcome(results, scores, unseen, round(time.monotonic() - start_s, 1))
 
 
-def _open(config: EvaluateConfig, device: torch.device) -> Inputs:
+def _open(config: EvaluateConfig, device: torch.device, console: Console) -> Inputs:
     if config.model is not None:
         return StoredInputs(config, config.model, device)
     if config.labels is None:
         raise ConfigError("`predictions` need the true `labels` beside them; give their folder")
-    return FolderInputs(config, config.labels)
+    return FolderInputs(config, config.labels, console.warn)
+
+
+def _note(runs: str, inputs: StoredInputs, console: Console) -> None:
+    """Write that these patients are looked at, for studies that report on them later."""
+    look = Look(
+        study=inputs.uri,
+        config=content_hash(inputs.uri),
+        part=inputs.part,
+        patients=inputs.patients,
+        first_at=now(),
+        by="evaluate",
+    )
+    try:
+        write_look(runs, inputs.manifest.dataset, look)
+    except (AccessError, StorageError) as error:
+        console.warn(f"a study cannot tell of this look at its patients: {error}")
 
 
 def _evaluate(config: EvaluateConfig, inputs: Inputs, console: Console) -> Results:
@@ -124,9 +158,9 @@ def _log(
     tracked = attach_run(config.tracking, run_id, warn=console.warn, folder=config.output)
     dataset, part = inputs.manifest.dataset, inputs.part
     scores, table, page = texts
-    tracked.log_text(f"evaluation/{part}_{dataset}/scores.csv", table)
-    tracked.log_json(f"evaluation/{part}_{dataset}/scores.json", scores)
-    tracked.log_text(f"evaluation/{part}_{dataset}/report.html", page)
+    tracked.log_text(f"evaluation/{part}_{dataset}/{TABLE}", table)
+    tracked.log_json(f"evaluation/{part}_{dataset}/{SCORES}", scores)
+    tracked.log_text(f"evaluation/{part}_{dataset}/{PAGE}", page)
     prefix = part if dataset == inputs.card.dataset else f"{part}_{dataset}"
     named = {}
     for metric in METRICS:
@@ -150,14 +184,14 @@ def _outcome(results: Results, scores: Mapping[str, Any], unseen: tuple[str, ...
             "dice_mean": first.pop("mean"),
             "dice": first,
             "sets": {name: scores["sets"][name]["overall"] for name in results.inputs.sets},
-            "csv": files.join(output, "scores.csv"),
-            "json": files.join(output, "scores.json"),
-            "report": files.join(output, "report.html"),
+            "csv": files.join(output, TABLE),
+            "json": files.join(output, SCORES),
+            "report": files.join(output, PAGE),
             "seconds": seconds,
         },
         lines=(
             *(_line(results, place) for place in range(len(results.inputs.sets))),
-            f"report: {files.join(output, 'report.html')}; per case: {files.join(output, 'scores.csv')}",
+            f"report: {files.join(output, PAGE)}; per case: {files.join(output, TABLE)}",
         ),
         warnings=(*results.warnings, *unseen),
     )

@@ -1,13 +1,14 @@
 """Folders of label maps: true ones, and one or more sets of predicted ones, in the images' own geometry.
 
 A case is a file's name without its ending, so that formats may differ. A label without a prediction is an
-error or, if that is allowed, a warning; a prediction without a label is a warning; both are named.
+error or, if that is allowed, a warning; a prediction without a label is a warning; both are named. Of files
+that cannot be scored all are named before the job ends: nobody mends a hundred one run at a time.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -22,25 +23,27 @@ from hssl_dist.datasets.discovery import MAX_LABEL
 from hssl_dist.errors import ConfigError, InputError, MissingError
 from hssl_dist.imaging.labels import check_grid, decode_label, read_label
 from hssl_dist.imaging.orientation import ras_spacing_mm, to_ras
-from hssl_dist.imaging.source import SourceImage, read_source
+from hssl_dist.imaging.source import SourceHeader, read_source
 from hssl_dist.jobs.evaluate_inputs import Example
 from hssl_dist.records import content_hash
 
 _FIRST_CHANNEL = "_0000"
+_MOST_TOLD = 20
 
 
 class FolderInputs:
     """The cases that labels and all sets of predictions have in common.
 
     Raises MissingError for a folder without label maps, sets without a case in common and (unless that is
-    allowed) missing predictions, and ConfigError for a pattern that finds no patient. Reading a case raises
-    InputError for a damaged file, another grid than the label's, and values that are not declared.
+    allowed) missing predictions, and ConfigError for a pattern that finds no patient. Reading cases raises
+    InputError for a damaged file, another grid than the label's, and values that are not declared; of several
+    such files each is told by `warn` before.
     """
 
     grid: Literal["stored", "original"] = "original"
 
-    def __init__(self, config: EvaluateConfig, labels: str) -> None:
-        self._max_voxels = config.max_voxels
+    def __init__(self, config: EvaluateConfig, labels: str, warn: Callable[[str], None]) -> None:
+        self._max_voxels, self._warn = config.max_voxels, warn
         self._labels = _label_maps(labels, "labels")
         self._sets = {
             name: _label_maps(folder, f"predictions {name!r}") for name, folder in config.sets.items()
@@ -88,10 +91,12 @@ class FolderInputs:
     def _found(self) -> dict[int, str]:
         """The values that occur in the labels, which are then their names."""
         values: set[int] = set()
+        refused: list[str] = []
         for case in self.cases:
-            with _of("labels"):
+            with _noted("labels", refused):
                 label = decode_label(read_label(self._labels[case], self._max_voxels), None)
-            values |= {int(value) for plane in label for value in np.unique(plane)}
+                values |= {int(value) for plane in label for value in np.unique(plane)}
+        self._refuse(refused)
         if not values - {0}:
             raise ConfigError(
                 "all labels are empty and nothing names their values; give --dataset or --classes"
@@ -104,6 +109,12 @@ class FolderInputs:
         return (
             " and ".join((", ".join(self.sets[:-1]), self.sets[-1])) if len(self.sets) > 1 else self.sets[0]
         )
+
+    @property
+    def scored(self) -> str:
+        """Each set and its folder, and the folder of the labels."""
+        sets = ", ".join(f"{name}={files.shown(folder)}" for name, folder in self._folders.items())
+        return f"{sets} beside the labels in {files.shown(self._labels_folder)}"
 
     @property
     def warnings(self) -> Sequence[str]:
@@ -142,22 +153,58 @@ class FolderInputs:
     # ------------------------------------------------------------------------------------------- one case
 
     def examples(self) -> Iterator[Example]:
-        """All cases, one in memory at a time."""
-        return map(self.example, self.cases)
+        """All cases, one in memory at a time. After a file that is refused the others are only read, so that
+        the error at the end is of all of them.
+        """
+        refused: list[str] = []
+        for case in self.cases:
+            example = self._read(case, refused)
+            if example is not None and not refused:
+                yield example
+        self._refuse(refused)
 
     def example(self, case: str) -> Example:
         """One case, checked."""
-        with _of("labels"):
-            source = read_label(self._labels[case], self._max_voxels)
-            label = decode_label(source, self.classes)
-        predictions = {name: self._prediction(name, case, source) for name in self.sets}
-        return Example(case, self._patients[case], label, predictions, ras_spacing_mm(source.header.affine))
+        refused: list[str] = []
+        example = self._read(case, refused)
+        if example is None:
+            raise InputError(refused[0])
+        return example
 
-    def _prediction(self, name: str, case: str, label: SourceImage) -> UInt8[np.ndarray, "z y x"]:
-        with _of(f"predictions {name!r}"):
-            source = read_label(self._sets[name][case], self._max_voxels)
-            check_grid(source, "its label", label.header)
-            return decode_label(source, self.classes)
+    def _read(self, case: str, refused: list[str]) -> Example | None:
+        """A case; None if one of its files is refused, and why is added to `refused`."""
+        label, reference = None, None
+        with _noted("labels", refused):
+            source = read_label(self._labels[case], self._max_voxels)
+            reference = source.header
+            label = decode_label(source, self.classes)
+        predictions = {}
+        for name in self.sets:
+            with _noted(f"predictions {name!r}", refused):
+                predictions[name] = self._prediction(name, case, reference)
+        if label is None or reference is None or len(predictions) < len(self.sets):
+            return None
+        return Example(case, self._patients[case], label, predictions, ras_spacing_mm(reference.affine))
+
+    def _refuse(self, refused: Sequence[str]) -> None:
+        """Raise InputError if there is a reason; several are told one by one before."""
+        if len(refused) == 1:
+            raise InputError(refused[0])
+        if refused:
+            for reason in refused[:_MOST_TOLD]:
+                self._warn(reason)
+            told = "each" if len(refused) <= _MOST_TOLD else f"the first {_MOST_TOLD}"
+            raise InputError(
+                f"{len(refused)} label maps cannot be scored, {told} told above; mend them, or leave their "
+                "cases out of all folders"
+            )
+
+    def _prediction(self, name: str, case: str, reference: SourceHeader | None) -> UInt8[np.ndarray, "z y x"]:
+        """On the grid of its label, if that could be read."""
+        source = read_label(self._sets[name][case], self._max_voxels)
+        if reference is not None:
+            check_grid(source, "its label", reference)
+        return decode_label(source, self.classes)
 
     def image(self, case: str) -> Float32[np.ndarray, "z y x"] | None:
         """The first channel; None if the folder of images has none of that name."""
@@ -189,9 +236,11 @@ def _patient(case: str, pattern: str | None) -> str:
 
 
 @contextmanager
-def _of(what: str) -> Iterator[None]:
-    """Say of which folder a file is: label and prediction have the same name."""
+def _noted(what: str, refused: list[str]) -> Iterator[None]:
+    """Inside, a file that is refused is noted, with the folder it is of: label and prediction have the same
+    name.
+    """
     try:
         yield
     except InputError as error:
-        raise InputError(f"{what}: {error}") from None
+        refused.append(f"{what}: {error}")

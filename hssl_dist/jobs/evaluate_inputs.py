@@ -32,6 +32,11 @@ class Inputs(Protocol):
         ...
 
     @property
+    def scored(self) -> str:
+        """What is scored and where it lies, in a few words; equal for the same input alone."""
+        ...
+
+    @property
     def grid(self) -> Literal["stored", "original"]:
         """Which grid labels and predictions are compared on."""
         ...

@@ -1,4 +1,4 @@
-"""An evaluation's results, as a table with a row per set, case and class, and as JSON."""
+"""An evaluation's results, as a table with a row per set, case and class, and as JSON; and where they go."""
 
 from __future__ import annotations
 
@@ -10,20 +10,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from hssl_dist import files
 from hssl_dist.config.evaluate import EvaluateConfig
+from hssl_dist.errors import ConfigError
 from hssl_dist.jobs.evaluate_inputs import Inputs
 from hssl_dist.jobs.lineage import lineage
 from hssl_dist.segmentation.intervals import Estimate
 from hssl_dist.segmentation.scores import METRICS
 from hssl_dist.segmentation.summary import (
-    STATISTICS,
     Comparison,
     Difference,
     ScoredCase,
     SetSummary,
 )
 
-_WHERE_NOT_WHAT = {"store", "labels", "predictions", "images", "output", "tracking", "threads"}
+SCORES, TABLE, PAGE = "scores.json", "scores.csv", "report.html"
+_WHERE_NOT_WHAT = {
+    "store", "labels", "predictions", "images", "output", "overwrite", "runs", "tracking", "threads",
+}  # fmt: skip
 """Keys that say where things lie, not what is computed: not hashed into the lineage."""
 _DIGITS = 6
 
@@ -44,6 +48,30 @@ class Results:
     def patients(self) -> int:
         """How many patients the cases are of."""
         return len({case.patient for case in self.cases})
+
+
+def check_output(config: EvaluateConfig, inputs: Inputs) -> None:
+    """Raise ConfigError if the output has the scores of another input, which `overwrite` allows to replace,
+    or files of these names that no evaluation wrote.
+    """
+    output = f"output {files.shown(config.output)}"
+    if files.exists(config.output) and not files.is_folder(config.output):
+        raise ConfigError(f"{output} is a file; choose a folder")
+    there = [name for name in (SCORES, TABLE, PAGE) if files.exists(files.join(config.output, name))]
+    if not there:
+        return
+    try:
+        scores = json.loads(files.read(files.join(config.output, SCORES)))
+        held = scores.get("scored", scores["title"])
+    except (FileNotFoundError, ValueError, KeyError, AttributeError, TypeError):
+        raise ConfigError(
+            f"{output} holds a {there[0]} that is not from hssl evaluate; move it, or choose another output"
+        ) from None
+    if held != inputs.scored and not config.overwrite:
+        raise ConfigError(
+            f"{output} holds the scores of {held}, these would be of {inputs.scored}; choose another output, "
+            "or replace them with --overwrite true"
+        )
 
 
 def as_csv(results: Results) -> str:
@@ -70,6 +98,7 @@ def as_json(results: Results) -> dict[str, Any]:
     origin = lineage(config.hash(_WHERE_NOT_WHAT))
     return {
         "title": inputs.title,
+        "scored": inputs.scored,
         "grid": inputs.grid,
         "n_cases": len(results.cases),
         "n_patients": results.patients,
@@ -113,8 +142,7 @@ def _set(results: Results, summary: SetSummary) -> dict[str, Any]:
         return {
             metric.key: {
                 statistic: _estimate(found.overall if place is None else found.each[place])
-                for statistic in STATISTICS
-                if (found := summary.estimates[metric.key][statistic])
+                for statistic, found in summary.estimates[metric.key].items()
             }
             for metric in METRICS
         }

@@ -26,6 +26,7 @@ from hssl_dist.report.evaluation import (
 )
 from hssl_dist.report.page import flat_pairs
 from hssl_dist.segmentation.intervals import Estimate, Statistic
+from hssl_dist.segmentation.metrics import mean_dice
 from hssl_dist.segmentation.scores import METRICS
 from hssl_dist.segmentation.summary import Comparison, Difference, ScoredCase, SetSummary
 
@@ -57,8 +58,7 @@ def report(results: Results, origin: Mapping[str, object]) -> tuple[str, tuple[s
 
 def _mean_dice(case: ScoredCase, name: str) -> float:
     """A case's mean Dice over the classes that have a score; NaN if none has."""
-    known = [score.dice for score in case.scores[name].values() if not math.isnan(score.dice)]
-    return sum(known) / len(known) if known else math.nan
+    return mean_dice(score.dice for score in case.scores[name].values())
 
 
 # ----------------------------------------------------------------------------------------------- the numbers

@@ -65,6 +65,16 @@ class StoredInputs:
         return f"{self.uri} on {patients} patients of {self.manifest.dataset}"
 
     @property
+    def scored(self) -> str:
+        """The title, which names the model and the patients exactly."""
+        return self.title
+
+    @property
+    def patients(self) -> tuple[str, ...]:
+        """Whose cases they are, sorted."""
+        return tuple(sorted({record.patient for record in self._records.values()}))
+
+    @property
     def warnings(self) -> Sequence[str]:
         """A dataset that is no longer the one trained on, patients left out, what could not be checked."""
         trained_on = self.card.lineage.manifests.get(self.manifest.dataset)

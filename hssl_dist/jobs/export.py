@@ -2,6 +2,9 @@
 
 model -> its U-Net, and what is left out -> the format's files, in a folder aside -> built by the other tool
       and compared -> `output`, with `export.json` last
+
+`export.json` says first what the folder is going to hold, and what it holds of an earlier export
+(`unfinished`): killed anywhere, the next export knows all that lies there.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +75,8 @@ def run(config: ExportConfig, console: Console) -> Outcome:  # noqa: ARG001  (ev
     """Write the export and say whether the other tool's network is ours.
 
     Raises MissingError and ConfigError for what the config names and what does not fit together,
-    CheckpointError for a model that cannot be read or an export that is not the same network, TrackingError.
+    CheckpointError for a model that cannot be read or an export that is not the same network, TrackingError,
+    StorageError for an output that cannot be written.
     """
     start_s = time.monotonic()
     use_hardware(config.threads)
@@ -85,12 +90,7 @@ def run(config: ExportConfig, console: Console) -> Outcome:  # noqa: ARG001  (ev
         written = write(source, folder)
         verification = verify(source.unet, folder)
         account = _account(config, source, written, verification, folder)
-        for name in earlier:
-            files.remove(files.join(config.output, name))
-        for name in account["files"]:
-            files.write(files.join(config.output, name), (folder / name).read_bytes())
-    # Last, so that a folder with an account is whole.
-    files.write(files.join(config.output, ACCOUNT), _as_text(account))
+        _deliver(account, folder, config.output, earlier)
     return _outcome(config, account, round(time.monotonic() - start_s, 1))
 
 
@@ -153,8 +153,21 @@ def _read_plans(url: str) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------ the output folder
 
 
-def _earlier_export(output: str) -> list[str]:
-    """Files of an earlier export in the folder, its account first; none if the folder is empty or absent.
+def _deliver(account: dict[str, Any], folder: Path, output: str, earlier: dict[str, str]) -> None:
+    """Put the files of `folder` in place of the earlier ones, and the account of them last."""
+    place, names = partial(files.join, output), account["files"]
+    with files.writing(output):
+        claim = {"format": 1, "unfinished": True, "files": names, "earlier": earlier}
+        files.write(place(ACCOUNT), _as_text(claim))
+        for name in names:
+            files.write(place(name), (folder / name).read_bytes())
+        for name in sorted(earlier.keys() - names.keys()):
+            files.remove(place(name))
+        files.write(place(ACCOUNT), _as_text(account))
+
+
+def _earlier_export(output: str) -> dict[str, str]:
+    """SHA-256 of the files of an earlier export in the folder, whole or not, but for its account.
 
     Raises ConfigError if there is anything else, or a file that was changed since.
     """
@@ -162,21 +175,23 @@ def _earlier_export(output: str) -> list[str]:
         raise ConfigError(f"{output} is a file; give a folder")
     found = sorted(files.relative(url, output) for url in files.walk(output))
     if not found:
-        return []
+        return {}
     try:
-        listed = json.loads(files.read(files.join(output, ACCOUNT)))["files"]
+        account = json.loads(files.read(files.join(output, ACCOUNT)))
+        listed, before = account["files"], account.get("earlier", {})
     except (FileNotFoundError, ValueError, KeyError, TypeError):
-        listed = {}
+        listed, before = {}, {}
+    earlier: dict[str, str] = {}
     for name in found:
         if name == ACCOUNT and listed:
             continue
-        known = listed.get(name)
-        if known is None or files.sha256(files.join(output, name))[0] != known["sha256"]:
+        earlier[name] = files.sha256(files.join(output, name))[0]
+        if earlier[name] not in (listed.get(name, {}).get("sha256"), before.get(name)):
             raise ConfigError(
                 f"{output} holds {name}, which is not an unchanged file of an earlier export; "
                 "give an empty folder"
             )
-    return [ACCOUNT, *(name for name in found if name != ACCOUNT)]
+    return earlier
 
 
 # ----------------------------------------------------------------------------------------------- the account

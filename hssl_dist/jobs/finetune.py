@@ -17,6 +17,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,14 +25,15 @@ import torch
 from hssl_dist import files
 from hssl_dist.config.finetune import FinetuneConfig
 from hssl_dist.console import Console
+from hssl_dist.jobs import cluster
 from hssl_dist.jobs.ancestry import Ancestry, ancestry, leak_warning
 from hssl_dist.jobs.finetune_delivery import Delivered, deliver, ways
 from hssl_dist.jobs.finetune_patients import Patients, choose_patients
-from hssl_dist.jobs.finished import NOT_REGISTERED, read_done, write_done
+from hssl_dist.jobs.finished import NOT_REGISTERED, Wanted, read_done, write_done
 from hssl_dist.jobs.hardware import use_hardware
 from hssl_dist.jobs.lineage import lineage
-from hssl_dist.jobs.publish import publish
-from hssl_dist.jobs.starting import Start, starting_point
+from hssl_dist.jobs.publish import publish, register_safe
+from hssl_dist.jobs.starting import Start, other_network, starting_point
 from hssl_dist.jobs.stopping import stop_requests
 from hssl_dist.memory import within_memory
 from hssl_dist.networks.weights import ModelCard
@@ -53,60 +55,55 @@ _WHERE_NOT_WHAT = {
 }  # fmt: skip
 """Keys that say where the job runs, not what it computes: not hashed into the lineage, not logged."""
 
-_KEPT = "its last checkpoint is kept: run it again to go on"
 _NOT_VALIDATED = "no validation patient shows a class: the last weights were kept; raise split.validation"
 
 
 def run(config: FinetuneConfig, console: Console) -> Outcome:
     """Train, register the weights that validated best with their lineage, and say how they validated.
 
-    The same name again goes on from the newest checkpoint, or gives the result of the run if it is done, and
-    then registers nothing and moves no alias; with another config it is refused. Raises MissingError and
+    The same name again goes on from the newest checkpoint, or gives the result of the run if it is done, with
+    what the registry lacks of it; with another config it is refused. Raises MissingError and
     ConfigError for what the config names and what does not fit together, CheckpointError for a model that
     does not fit, NonFiniteError, OutOfMemoryError, WorkerError, TrackingError, and Interrupted once a stop
     was asked for and a checkpoint is saved.
     """
     if config.runner == "ray":
-        return _run_on_ray(config, console)
+        with cluster.connect(config.ray, console):
+            from hssl_dist.jobs.finetune_ray import finetune_on_ray
+
+            return finetune_on_ray(config, _run_here, console)
+    return _run_here(config, console)
+
+
+def _run_here(config: FinetuneConfig, console: Console) -> Outcome:
     with stop_requests() as stop_requested:
-        return _run_here(config, console, stop_requested)
+        return _tune(config, console, stop_requested)
 
 
-def _run_on_ray(config: FinetuneConfig, console: Console) -> Outcome:
-    """The same as one task of a Ray cluster, on a GPU if the cluster has any."""
-    from hssl_dist.jobs import cluster
-
-    with cluster.connect(config.ray, console, worker_output=True):
-        import ray
-
-        task: Any = ray.remote(_run_task)
-        options = cluster.task_resources(config.threads or 1)
-        reference = task.options(max_retries=0, **options).remote(config)
-        outcome: Outcome = cluster.result(reference, _KEPT)
-    return outcome
-
-
-def _run_task(config: FinetuneConfig) -> Outcome:
-    return _run_here(config, Console(), lambda: False)
-
-
-def _run_here(config: FinetuneConfig, console: Console, should_stop: Callable[[], bool]) -> Outcome:
+def _tune(config: FinetuneConfig, console: Console, should_stop: Callable[[], bool]) -> Outcome:
     start_s = time.monotonic()
     device = use_hardware(config.threads)
     manifest = read_manifest(config.store.url, config.dataset)
     patients = choose_patients(config, manifest)
     start = starting_point(config, manifest.header)
+    if (ignored := other_network(config, start)) is not None:
+        console.warn(ignored)
     course, place = _trajectory(config, manifest, patients, start), files.join(config.runs, config.name)
-    done = read_done(config.tracking, place, config.name, course)
+    origin = lineage(content_hash(course), [manifest], start.parent_run, start.parent_model)
+    params = config.model_dump(mode="json", exclude=_WHERE_NOT_WHAT)
+    tags = {"hssl.job": "finetune", "hssl.dataset": config.dataset}
+    begin = partial(start_run, config.tracking, config.name, params, tags, origin, None, console.warn, place)
+    url = files.join(place, "model")
+    wanted = Wanted(
+        url, partial(_register_again, config, url, origin, begin), config.register_as, config.alias
+    )
+    done = read_done(config.tracking, place, config.name, course, wanted)
     if done is not None:
         return replace(done, warnings=(*_warnings(done.summary), *done.warnings))
     past = ancestry(config.store.url, manifest, patients.split, start, console.warn)
     saving = _saving(config, place, course, should_stop)
-    origin = lineage(content_hash(course), [manifest], start.parent_run, start.parent_model)
-    params = config.model_dump(mode="json", exclude=_WHERE_NOT_WHAT)
-    tags = {"hssl.job": "finetune", "hssl.dataset": config.dataset}
     console.say(_opening(config, patients, start, past))
-    with start_run(config.tracking, config.name, params, tags, origin, None, console.warn, place) as tracked:
+    with begin() as tracked:
         tracked.log_history(saved_history(saving.store))  # what a killed process may not have sent
         tracked.log_json("config.json", params)
         tracked.log_json("patients.json", patients.as_json(config))
@@ -116,8 +113,7 @@ def _run_here(config: FinetuneConfig, console: Console, should_stop: Callable[[]
             delivered = _train(config, manifest, patients, start, device, tracked, console, saving)
         _log_result(tracked, delivered)
         card = _card(config, manifest, patients, start, past, delivered, origin, tracked.id, device)
-        url, state = files.join(place, "model"), delivered.result.state
-        name = config.register_as or f"hssl-{config.dataset}"
+        name, state = config.register_as or f"hssl-{config.dataset}", delivered.result.state
         version = publish(tracked, url, state, card, name, config.alias)
         tracked.finish("done")  # before the run is noted as done: what is cut off is done again
         seconds = round(time.monotonic() - start_s, 1)
@@ -125,6 +121,14 @@ def _run_here(config: FinetuneConfig, console: Console, should_stop: Callable[[]
         write_done(place, course, outcome.summary)
     files.remove(saving.store.url)
     return replace(outcome, warnings=_warnings(outcome.summary))
+
+
+def _register_again(
+    config: FinetuneConfig, url: str, origin: Lineage, begin: Callable[[], Run], name: str
+) -> tuple[str, Version | None]:
+    """The finished run's model in the registry, which may have lost it, and the run with it."""
+    with begin() as tracked:
+        return tracked.id, register_safe(tracked, url, name, origin, config.alias)
 
 
 def _trajectory(

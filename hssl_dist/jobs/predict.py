@@ -28,7 +28,7 @@ from hssl_dist.jobs.predict_cases import (
     Assignment,
     Plan,
     PredictionRecord,
-    is_done,
+    done_before,
     memory_bytes,
     predict_cases,
     predict_with,
@@ -53,6 +53,7 @@ class _Tally:
     predicted: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     failed: list[Refused] = field(default_factory=list)
+    doubted: list[tuple[str, str]] = field(default_factory=list)
 
     def add(self, result: PredictionRecord | Refused) -> None:
         """Count a case that was tried."""
@@ -60,6 +61,15 @@ class _Tally:
             self.failed.append(result)
         else:
             self.predicted.append(result.case)
+            self._doubt(result)
+
+    def skip(self, record: PredictionRecord) -> None:
+        """Count a case that was done before."""
+        self.skipped.append(record.case)
+        self._doubt(record)
+
+    def _doubt(self, record: PredictionRecord) -> None:
+        self.doubted += [(record.case, warning) for warning in record.warnings]
 
 
 def run(config: PredictConfig, console: Console) -> Outcome:
@@ -163,14 +173,14 @@ def _choose(
             continue
         assignment = Assignment(hashed.case, hashed.sources, _key(hashed, segmenter, config))
         try:
-            done = is_done(plan.output, assignment)
+            done = done_before(plan.output, assignment)
         except InputError as error:
             tally.failed.append(Refused(hashed.id, str(error)))
             continue
-        if done:
-            tally.skipped.append(hashed.id)
-        else:
+        if done is None:
             todo.append((assignment, hashed.size_bytes))
+        else:
+            tally.skip(done)
     return todo
 
 
@@ -240,6 +250,7 @@ def _outcome(
         "predicted": len(tally.predicted),
         "skipped": len(tally.skipped),
         "failed": failed,
+        "doubted": sorted({_printable(case) for case, _ in tally.doubted}),
         "seconds": seconds,
     }
     line = (
@@ -247,6 +258,7 @@ def _outcome(
         f"{len(failed)} failed, {seconds:.0f} s; label maps in {files.shown(config.output)}"
     )
     warnings = [f"{item['case']}: {item['reason']}" for item in failed]
+    warnings += [f"{_printable(case)}: {doubt}" for case, doubt in sorted(tally.doubted)]
     output = posixpath.basename(config.output)
     if unused := [name for name in inputs.unused if name != output]:
         rest = f" and {len(unused) - _NAMED} more" if len(unused) > _NAMED else ""

@@ -18,8 +18,8 @@ from pydantic import ValidationError
 
 from hssl_dist import dicom, files
 from hssl_dist.config.parts import TrackingConfig
-from hssl_dist.errors import HsslError, InputError, MissingError, NonFiniteError, StorageError
-from hssl_dist.imaging import label_map, load_case, prepare, restore_scores
+from hssl_dist.errors import HsslError, InputError, MissingError, NonFiniteError
+from hssl_dist.imaging import label_map, load_case, prepare, restore_scores, unit_doubts
 from hssl_dist.jobs.hardware import use_hardware
 from hssl_dist.jobs.preprocess_cases import Refused
 from hssl_dist.jobs.segmenter import Segmenter, load_segmenter
@@ -32,6 +32,8 @@ PREDICTION_VERSION = 1
 
 _PROCESS_BYTES, _BYTES_PER_SOURCE_BYTE = 1_500_000_000, 16
 """Libraries, network and activations; up to four voxels of two bytes in a byte of gzip, each held twice."""
+
+_REMEDY = "what is done is kept: make room or choose another output, and run it again"
 
 _SCANNERS = {"CT": "ct", "MR": "mr"}
 """Modalities that DICOM states."""
@@ -65,7 +67,10 @@ class Assignment:
 
 
 class PredictionRecord(Record):
-    """What a label map was made from and by; it exists if `label_map` does (path relative to the output)."""
+    """What a label map was made from and by; it exists if `label_map` does (path relative to the output).
+
+    `warnings` say why the images may be none that the model takes.
+    """
 
     format: Literal[1] = 1
     case: str
@@ -75,6 +80,7 @@ class PredictionRecord(Record):
     overlap: float
     flips: tuple[int, ...]
     sources: tuple[SourceFile, ...]
+    warnings: tuple[str, ...] = ()
     label_map: StoredObject | None = None
 
 
@@ -101,7 +107,7 @@ def predict_with(
     """
     for assignment in assignments:
         try:
-            data = _predict(segmenter, assignment.case, plan)
+            data, doubts = _predict(segmenter, assignment.case, plan)
         except (InputError, NonFiniteError) as error:
             yield Refused(assignment.case.id, str(error))
         except HsslError:
@@ -112,20 +118,23 @@ def predict_with(
                 reason = "not enough memory for the volume; lower windows_per_batch, or use a larger machine"
             yield Refused(assignment.case.id, reason)
         else:
-            yield _commit(segmenter, assignment, plan, data)
+            yield _commit(segmenter, assignment, plan, data, doubts)
 
 
-def _predict(segmenter: Segmenter, case: Case, plan: Plan) -> bytes:
-    """The label map's file."""
+def _predict(segmenter: Segmenter, case: Case, plan: Plan) -> tuple[bytes, tuple[str, ...]]:
+    """The label map's file, and why the images may be of another modality than the model's."""
     if dicom.is_series(case.images[0]):
         _check_modality(case, segmenter.modalities)
-    volume, intensities = prepare(load_case(case, {}, plan.max_voxels), segmenter.recipe, segmenter.rounding)
+    loaded = load_case(case, {}, plan.max_voxels)
+    doubts = unit_doubts(loaded)
+    volume, intensities = prepare(loaded, segmenter.recipe, segmenter.rounding)
+    del loaded
     background = [intensity.background for intensity in intensities]
     slabs = logit_slabs(
         segmenter.network, volume.image, plan.windows, segmenter.device, background, volume.scaling
     )
     label = keep_largest(restore_scores(slabs, volume.geometry), segmenter.keep_largest)
-    return label_map(label, volume.geometry, case.images[0])
+    return label_map(label, volume.geometry, case.images[0]), doubts
 
 
 def _check_modality(case: Case, modalities: tuple[str, ...]) -> None:
@@ -146,8 +155,9 @@ def label_url(output: str, case_id: str) -> str:
     return files.join(output, f"{case_id}.nii.gz")
 
 
-def is_done(output: str, assignment: Assignment) -> bool:
-    """Whether the case's label map is there and was made by the same model and settings from the same files.
+def done_before(output: str, assignment: Assignment) -> PredictionRecord | None:
+    """The record of the case if its label map is there and was made by the same model and settings from the
+    same files.
 
     Raises InputError if a file of its name is there that was not written by this job, or changed since.
     """
@@ -157,19 +167,21 @@ def is_done(output: str, assignment: Assignment) -> bool:
     try:
         found = files.sha256(url)
     except FileNotFoundError:
-        return False
+        return None
     if record is None:
         raise InputError(f"{name} in the output is not from hssl predict; move it, or choose another output")
     if record.label_map is None:  # claimed, and perhaps written, by a run that was killed
-        return False
+        return None
     if found != (record.label_map.sha256, record.label_map.size_bytes):
         raise InputError(
             f"{name} in the output was changed since it was predicted; move it, or choose another output"
         )
-    return record.key == assignment.key
+    return record if record.key == assignment.key else None
 
 
-def _commit(segmenter: Segmenter, assignment: Assignment, plan: Plan, data: bytes) -> PredictionRecord:
+def _commit(
+    segmenter: Segmenter, assignment: Assignment, plan: Plan, data: bytes, warnings: tuple[str, ...]
+) -> PredictionRecord:
     """Claim the label map's file, write it, record it."""
     case_id = assignment.case.id
     claim = PredictionRecord(
@@ -180,22 +192,16 @@ def _commit(segmenter: Segmenter, assignment: Assignment, plan: Plan, data: byte
         overlap=plan.windows.overlap,
         flips=plan.windows.flips,
         sources=assignment.sources,
+        warnings=warnings,
     )
     stored = StoredObject(
         path=f"{case_id}.nii.gz", size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest()
     )
     record = claim.model_copy(update={"label_map": stored})
-    try:
+    with files.writing(plan.output, _REMEDY):
         files.write(_record_url(plan.output, case_id), claim.to_json().encode())
         files.write(label_url(plan.output, case_id), data)
         files.write(_record_url(plan.output, case_id), record.to_json().encode())
-    except StorageError:
-        raise
-    except OSError as error:
-        raise StorageError(
-            f"{files.shown(plan.output)} cannot be written: {error.strerror or error}; what is done is kept: "
-            "make room or choose another output, and run it again"
-        ) from error
     return record
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 
 from hssl_dist import files
 from hssl_dist.config.parts import TrackingConfig
@@ -17,6 +16,7 @@ from hssl_dist.config.preprocess import StorageConfig
 from hssl_dist.errors import CheckpointError
 from hssl_dist.imaging import Recipe
 from hssl_dist.imaging.recipe import RECIPE_VERSION
+from hssl_dist.interchange.preparation import recipe_of_card
 from hssl_dist.networks.unet import ResidualUNet
 from hssl_dist.networks.weights import (
     WEIGHTS_NAME,
@@ -24,11 +24,11 @@ from hssl_dist.networks.weights import (
     build_from_card,
     load_model,
     load_state,
-    network_config,
+    patch_size_of,
 )
 from hssl_dist.records import KeepLargest, Scaling, Shape, content_hash
 from hssl_dist.store.quantising import stored_dtype, stored_numbers
-from hssl_dist.tracking import fetch_model
+from hssl_dist.tracking import FetchedModel, fetch_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +55,27 @@ class Segmenter:
         return partial(stored_numbers, stored_dtype(storage))
 
 
+def fetch_network(
+    tracking: TrackingConfig, uri: str, device: torch.device
+) -> tuple[FetchedModel, ModelCard, ResidualUNet]:
+    """The segmentation model at a URI: its files, which go with their record, its card, and its network on a
+    device. Raises what `fetch_model`, `load_model`, `build_from_card` and `load_state` do.
+    """
+    fetched = fetch_model(tracking, uri)
+    card, state = load_model(fetched.folder)
+    network = build_from_card(card)
+    load_state(network, state)
+    return fetched, card, network.to(device)
+
+
 def load_segmenter(tracking: TrackingConfig, uri: str, device: torch.device) -> Segmenter:
     """The model at a URI, checked.
 
     Raises MissingError or TrackingError if it cannot be had, and CheckpointError for a pretrained model, one
     whose card does not say how images are prepared, or one that does not fit itself.
     """
-    fetched = fetch_model(tracking, uri)
-    card, state = load_model(fetched.folder)
-    network = build_from_card(card)
+    fetched, card, network = fetch_network(tracking, uri, device)
     recipe, patch_size = _preparation(card)
-    load_state(network, state)
     sha256, _ = files.sha256(str(fetched.folder / WEIGHTS_NAME))
     facts = {
         "weights": sha256,
@@ -78,7 +88,7 @@ def load_segmenter(tracking: TrackingConfig, uri: str, device: torch.device) -> 
     return Segmenter(
         fetched.uri,
         content_hash(facts),
-        network.to(device),
+        network,
         device,
         recipe,
         card.modalities,
@@ -90,19 +100,12 @@ def load_segmenter(tracking: TrackingConfig, uri: str, device: torch.device) -> 
 
 def _preparation(card: ModelCard) -> tuple[Recipe, Shape]:
     """The recipe of the model's dataset, and the size of the patches it was trained on."""
-    if card.recipe is None or card.patch_size is None or not card.modalities:
+    recipe = recipe_of_card(card)
+    if recipe is None or card.patch_size is None or not card.modalities:
         raise CheckpointError(
             "the model's card does not say how images are prepared for it (recipe, modalities, patch_size); "
             "fine-tune it again"
         )
-    try:
-        recipe = Recipe.model_validate(card.recipe)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise CheckpointError(
-            f"the model's recipe is not one of this version: {key}: {first['msg']}; fine-tune it again"
-        ) from None
     if recipe.version != RECIPE_VERSION:
         raise CheckpointError(
             f"the model's images were prepared by version {recipe.version} of the recipe, this is version "
@@ -113,10 +116,4 @@ def _preparation(card: ModelCard) -> tuple[Recipe, Shape]:
             f"the model takes {card.in_channels} channels, its card describes {len(card.modalities)} "
             f"modalities and {len(recipe.channels)} recipes; it is damaged: fine-tune it again"
         )
-    reduction = network_config(card).reduction
-    if any(size % factor for size, factor in zip(card.patch_size, reduction, strict=True)):
-        raise CheckpointError(
-            f"the model's patch_size {card.patch_size} is not a multiple of its network's reduction "
-            f"{reduction}; fine-tune it again with one that is"
-        )
-    return recipe, card.patch_size
+    return recipe, patch_size_of(card)

@@ -9,18 +9,18 @@ import torch
 from jaxtyping import UInt8
 
 from hssl_dist.config.parts import TrackingConfig
+from hssl_dist.jobs.segmenter import fetch_network
 from hssl_dist.memory import within_memory
 from hssl_dist.networks.unet import ResidualUNet
-from hssl_dist.networks.weights import ModelCard, build_from_card, load_model, load_state, patch_size_of
-from hssl_dist.records import CaseRecord
+from hssl_dist.networks.weights import ModelCard, patch_size_of
+from hssl_dist.records import CaseRecord, Shape
 from hssl_dist.segmentation import keep_largest, predict
 from hssl_dist.store import Reader
-from hssl_dist.tracking import fetch_model
 
 
 @dataclass(frozen=True, slots=True)
 class StoredModel:
-    """A network on its device, its card, and the overlap of neighbouring windows.
+    """A network on its device, its card, and the size z y x and the overlap of its windows.
 
     `uri` names the model exactly, `run_id` the MLflow run that made it, if one did.
     """
@@ -30,24 +30,21 @@ class StoredModel:
     card: ModelCard
     network: ResidualUNet
     device: torch.device
+    patch_size: Shape
     overlap: float
 
     def predict(self, reader: Reader, record: CaseRecord) -> UInt8[np.ndarray, "z y x"]:
         """Label values on the stored grid. Raises OutOfMemoryError if memory does not suffice."""
         background = [intensity.background for intensity in record.intensities]
-        patch_size = patch_size_of(self.card)
         with within_memory(f"predicting case {record.id!r}", "fine-tune with a smaller training.patch_size"):
             image = reader.image(record)
-            found = predict(self.network, image, patch_size, self.overlap, self.device, background)
+            found = predict(self.network, image, self.patch_size, self.overlap, self.device, background)
             return keep_largest(found, self.card.keep_largest)
 
 
 def load_stored_model(
     tracking: TrackingConfig, uri: str, device: torch.device, overlap: float
 ) -> StoredModel:
-    """The segmentation model at a URI. Raises what `fetch_model`, `load_model` and `build_from_card` do."""
-    fetched = fetch_model(tracking, uri)  # its folder goes when it does
-    card, state = load_model(fetched.folder)
-    network = build_from_card(card)
-    load_state(network, state)
-    return StoredModel(fetched.uri, fetched.run_id, card, network.to(device), device, overlap)
+    """The segmentation model at a URI. Raises what `fetch_network` and `patch_size_of` do."""
+    fetched, card, network = fetch_network(tracking, uri, device)
+    return StoredModel(fetched.uri, fetched.run_id, card, network, device, patch_size_of(card), overlap)

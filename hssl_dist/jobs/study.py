@@ -10,8 +10,8 @@
 
     study_plan.py     which pretrainings and cells there are, and their configs
     study_cells.py    one of them
-    study_runners.py  all of them, here or on Ray
-    study_ledger.py   who has looked at which patients
+    study_runners.py  all of them, here or on Ray; study_memory.py says what each takes
+    study_ledger.py   who has looked at which patients, out of looks.py
     study_results.py  tables and page, out of study_outputs.py, study_report.py, study_pictures.py and
                       study_embeddings.py
 """
@@ -28,18 +28,21 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from hssl_dist import files
 from hssl_dist.errors import Interrupted
+from hssl_dist.files.sealed_json import read_sealed, sealed, unsealed
 from hssl_dist.jobs import cluster
 from hssl_dist.jobs.lineage import lineage
 from hssl_dist.jobs.stopping import stop_requests
-from hssl_dist.jobs.study_cells import Pretrained, run_cell, run_pretraining
+from hssl_dist.jobs.study_cells import Pretrained, read_cell, run_cell, run_pretraining, with_way
+from hssl_dist.jobs.study_files import put
 from hssl_dist.jobs.study_ledger import Ledger
+from hssl_dist.jobs.study_memory import cell_bytes, pretraining_bytes, volume_bytes
 from hssl_dist.jobs.study_plan import Cell, Plan, identity
 from hssl_dist.jobs.study_results import PAGE, write_results
 from hssl_dist.jobs.study_runners import Failed, run_pieces
 from hssl_dist.records import Manifest, Outcome
 from hssl_dist.segmentation.study_cells import StudyCell
 from hssl_dist.store import list_datasets, read_manifests
-from hssl_dist.tracking import Run, start_run
+from hssl_dist.tracking import Run, start_run, waits
 from hssl_dist.training.trajectory import check_same
 
 if TYPE_CHECKING:
@@ -48,6 +51,15 @@ if TYPE_CHECKING:
 
 _NOT_LOGGED = {"tracking", "only"}
 """Keys with secrets, and of one run rather than of the study."""
+
+_SELECTION = (
+    "the best step of each fine-tuning and, with keep_largest: auto, what of its predictions is kept are "
+    "chosen on its validation patients"
+)
+_UNREGISTERED = (
+    "the tracking server does not answer, and only a network that is registered is scored or gone on from: "
+    "what is trained now is kept, and the same command again, once the server is back, trains none of it anew"
+)
 
 
 @dataclass(slots=True)
@@ -130,7 +142,8 @@ def _take_up(config: StudyConfig, plan: Plan, manifests: Mapping[str, Manifest])
 
 
 def _read_pretrained(config: StudyConfig, plan: Plan) -> dict[str, Pretrained]:
-    entries = _read_json(_pretrained_url(config)) or []
+    url = _pretrained_url(config)
+    entries = [unsealed(files.shown(url), entry) for entry in _read_json(url) or []]
     known = {entry["name"]: Pretrained.model_validate(entry) for entry in entries}
     return {
         item.name: known[item.name].model_copy(update={"arms": item.arms, "tasks": item.tasks})
@@ -142,7 +155,7 @@ def _read_pretrained(config: StudyConfig, plan: Plan) -> dict[str, Pretrained]:
 def _read_cells(config: StudyConfig, plan: Plan) -> dict[str, StudyCell]:
     there = set(files.listing(files.join(config.results, "cells")))
     return {
-        cell.id: StudyCell.model_validate_json(files.read(_cell_url(config, cell)))
+        cell.id: with_way(config, cell, read_cell(_cell_url(config, cell)))
         for cell in plan.cells
         if f"{cell.id}.json" in there
     }
@@ -161,14 +174,12 @@ def _cell_url(config: StudyConfig, cell: Cell) -> str:
 
 
 def _read_json(url: str) -> Any:
-    return json.loads(files.read(url)) if files.exists(url) else None
+    return read_sealed(files.shown(url), files.read(url)) if files.exists(url) else None
 
 
 def _put_json(url: str, value: Any) -> None:
-    """Write JSON for people and programs; a file that says so already is left as it is."""
-    data = (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
-    if not files.exists(url) or files.read(url) != data:
-        files.write(url, data)
+    """Write JSON for people and programs; what says so already is left as it is. Raises StorageError."""
+    put(url, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
 
 
 # ---------------------------------------------------------------------------------------------------- running
@@ -194,7 +205,7 @@ def _go_on(
                 stack.enter_context(cluster.connect(config.ray, console))
             _pretrain(nested, asked, state, console, should_stop)
             ledger.note()
-            _fill_cells(nested, asked, state, tracked, console, should_stop)
+            _fill_cells(nested, asked, manifests, state, tracked, console, should_stop)
         status = "failed" if state.failed else "done"
     except (Interrupted, KeyboardInterrupt):
         status = "interrupted"
@@ -223,6 +234,8 @@ def _start_run(
         warn=console.warn,
         folder=config.folder,
     )
+    if waits(config.folder):
+        console.warn(_UNREGISTERED)
     tracked.log_json("config.json", params)
     state.run_id = tracked.id
     _put_json(_about_url(config), {"run_id": tracked.id, "settings": state.settings})
@@ -235,7 +248,7 @@ def _pretrain(
     """The pretrainings that are not done, each noted as it is."""
     left = [item for item in plan.pretrainings if item.name not in state.pretrained]
     for number, (item, result) in enumerate(
-        run_pieces(config, left, run_pretraining, console, should_stop), 1
+        run_pieces(config, left, run_pretraining, console, should_stop, pretraining_bytes), 1
     ):
         if isinstance(result, Failed):
             state.failed[item.name] = result.reason
@@ -248,6 +261,7 @@ def _pretrain(
 def _fill_cells(
     config: StudyConfig,
     plan: Plan,
+    manifests: Mapping[str, Manifest],
     state: _State,
     tracked: Run,
     console: Console,
@@ -261,12 +275,13 @@ def _fill_cells(
         else:
             state.failed[cell.id] = f"its pretraining {cell.pretraining} failed"
     models = {name: pretrained.model for name, pretrained in state.pretrained.items()}
-    work = partial(run_cell, config, models)
-    for number, (cell, result) in enumerate(run_pieces(config, ready, work, console, should_stop), 1):
+    volumes = {task.dataset: volume_bytes(manifests[task.dataset]) for task in config.tasks}
+    work, need = partial(run_cell, config, models), partial(cell_bytes, config, volumes)
+    for number, (cell, result) in enumerate(run_pieces(config, ready, work, console, should_stop, need), 1):
         if isinstance(result, Failed):
             state.failed[cell.id] = result.reason
         else:
-            _put_json(_cell_url(config, cell), result.model_dump(mode="json"))
+            _put_json(_cell_url(config, cell), sealed(result.model_dump(mode="json")))
             state.cells[cell.id] = result
         _tell(console, f"cell {number} of {len(ready)}, {cell.id}", result)
         counts = {"cells_done": len(state.cells), "pieces_failed": len(state.failed)}
@@ -285,7 +300,7 @@ def _pretrained(config: StudyConfig, state: _State) -> list[dict[str, Any]]:
     order = [item.name for item in Plan.of(config).pretrainings]
     others = [entry for entry in _read_json(_pretrained_url(config)) or [] if entry["name"] not in order]
     finished = [state.pretrained[name] for name in order if name in state.pretrained]
-    return [*(result.model_dump(mode="json") for result in finished), *others]
+    return [*(sealed(result.model_dump(mode="json")) for result in finished), *others]
 
 
 def _summary(config: StudyConfig, plan: Plan, state: _State, ledger: Ledger) -> dict[str, Any]:
@@ -301,7 +316,7 @@ def _summary(config: StudyConfig, plan: Plan, state: _State, ledger: Ledger) -> 
         "pretrained": {name: pretrained.model for name, pretrained in state.pretrained.items()},
         "samples": {name: pretrained.samples for name, pretrained in state.pretrained.items()},
         "unmatched_budgets": config.unmatched_budgets,
-        "selection": "the best step of each fine-tuning is chosen on its validation patients",
+        "selection": _SELECTION,
         "looks": ledger.summary(),
         "look_again": config.look_again,
         "output": config.results,

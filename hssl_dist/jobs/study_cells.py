@@ -7,13 +7,16 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from hssl_dist import files
 from hssl_dist.config.finetune import SCRATCH
-from hssl_dist.errors import Interrupted
+from hssl_dist.errors import CorruptError, Interrupted
+from hssl_dist.files.sealed_json import read_sealed
 from hssl_dist.jobs import evaluate, finetune, pretrain
-from hssl_dist.jobs.finished import needed
+from hssl_dist.jobs.finished import needed, noted_summary
 from hssl_dist.jobs.lineage import code_version
-from hssl_dist.jobs.study_plan import Cell, Pretraining, evaluate_config, finetune_config
+from hssl_dist.jobs.study_plan import Cell, Pretraining, evaluate_config, finetune_config, run_name
 from hssl_dist.records import Record
 from hssl_dist.segmentation.study_cells import CaseDice, StudyCell
 
@@ -70,6 +73,16 @@ def run_pretraining(pretraining: Pretraining, console: Console) -> Pretrained:
     )
 
 
+def read_cell(url: str) -> StudyCell:
+    """A finished cell as a study has kept it, sealed or of before. Raises CorruptError, naming the file."""
+    shown = files.shown(url)
+    try:
+        return StudyCell.model_validate(read_sealed(shown, files.read(url)))
+    except (CorruptError, ValidationError) as error:
+        said = str(error) if isinstance(error, CorruptError) else f"{shown} is no cell of a study"
+        raise CorruptError(f"{said}; remove it, and the study takes it from its run again") from None
+
+
 def run_cell(config: StudyConfig, models: Mapping[str, str], cell: Cell, console: Console) -> StudyCell:
     """Fine-tune, or go on, and score; `models` has the version that each pretraining registered.
 
@@ -100,4 +113,13 @@ def run_cell(config: StudyConfig, models: Mapping[str, str], cell: Cell, console
         run_id=tuned["run_id"],
         parent_model=None if model == SCRATCH else model,
         code_version=code_version(),
+        keep_largest=tuned["keep_largest"],
     )
+
+
+def with_way(config: StudyConfig, cell: Cell, found: StudyCell) -> StudyCell:
+    """A finished cell with what of its predictions is kept; where it does not say, its run's folder may."""
+    if found.keep_largest is not None:
+        return found
+    noted = noted_summary(files.join(config.runs, run_name(config, cell))) or {}
+    return found.model_copy(update={"keep_largest": noted.get("keep_largest")})

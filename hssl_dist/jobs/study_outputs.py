@@ -14,6 +14,7 @@ from typing import Any
 from hssl_dist import files
 from hssl_dist.jobs.evaluate_outputs import known
 from hssl_dist.jobs.study_context import StudyContext
+from hssl_dist.jobs.study_files import put
 from hssl_dist.jobs.study_report import study_page, value_of
 from hssl_dist.report.study_words import exact, outcome_of
 from hssl_dist.segmentation.intervals import HierarchicalEstimate
@@ -27,7 +28,7 @@ from hssl_dist.segmentation.study_power import Power
 def write_outputs(output: str, cells: Sequence[StudyCell], context: StudyContext) -> StudyResults:
     """Write the four files to the folder `output` and give the statistics in them.
 
-    Raises ValueError as `summarise_study` does, and the errors of `files.write`.
+    Raises ValueError as `summarise_study` does, and StorageError.
     """
     results = summarise_study(cells, context.questions, context.intervals, context.planned)
     texts = {
@@ -37,7 +38,7 @@ def write_outputs(output: str, cells: Sequence[StudyCell], context: StudyContext
         "results.json": results_json(results, context),  # the last: it says of what all of them were made
     }
     for name, text in texts.items():
-        files.write(files.join(output, name), text.encode())
+        put(files.join(output, name), text.encode())
     return results
 
 
@@ -67,7 +68,7 @@ def table_csv(results: StudyResults) -> str:
     heading = (
         "task", "fraction", "arm", "labelled_least", "labelled_most", "subsets", "seeds", "patients", "dice",
         "dice_low", "dice_high", "sd_runs", "sd_subsets", "sd_seeds", "difference", "low", "high", "p",
-        "p_holm", "unpaired_runs", "unpaired_patients",
+        "p_holm", "unpaired_runs", "unpaired_patients", "left_out_runs",
     )  # fmt: skip
     return _csv(heading, map(_table_row, results.rows))
 
@@ -79,7 +80,7 @@ def _table_row(row: Row) -> tuple[object, ...]:
         row.patients, *map(exact, (row.dice.value, row.dice.low, row.dice.high)),
         *map(exact, (row.sd, row.sd_subsets, row.sd_seeds)),
         *("" for _ in range(7) if found is None),
-        *(() if found is None else _difference_columns(found)),
+        *(() if found is None else _difference_columns(found)), len(row.left_out),
     )  # fmt: skip
 
 
@@ -127,6 +128,7 @@ def _row(row: Row) -> dict[str, Any]:
         "seeds": row.seeds,
         "patients": row.patients,
         "runs": row.runs,
+        "left_out_runs": [list(run) for run in row.left_out],
         "dice": _estimate(row.dice),
         "sd_runs": known(row.sd),
         "sd_subsets": known(row.sd_subsets),

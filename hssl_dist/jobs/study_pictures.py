@@ -16,8 +16,9 @@ from hssl_dist.records import CaseRecord
 from hssl_dist.report.evaluation import Picture
 from hssl_dist.report.study import Cases
 from hssl_dist.report.study_words import as_dice, share
+from hssl_dist.segmentation.metrics import mean_dice
 from hssl_dist.segmentation.study_cells import SCRATCH_ARM, CaseDice, StudyCell
-from hssl_dist.segmentation.study_pairs import mean_dice, paired, patient_dice
+from hssl_dist.segmentation.study_pairs import paired, patient_dice
 from hssl_dist.store import Reader, open_reader, read_manifest
 
 
@@ -78,8 +79,7 @@ def _gain(cell: StudyCell, scratch: StudyCell) -> float:
 
 
 def _score(case: CaseDice) -> float:
-    dice = mean_dice(case.dice)
-    return math.nan if dice is None else dice
+    return mean_dice(case.dice.values())
 
 
 def _records(store: StoreConfig, model: StoredModel) -> dict[str, CaseRecord]:

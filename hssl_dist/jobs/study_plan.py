@@ -118,15 +118,21 @@ def pretrain_config(
     if arm.start == SCRATCH:
         return None
     learning = config.learning(arm, task)
-    datasets = (task.dataset,) if arm.domains == "own" else learning.sampling.datasets
+    sampling = learning.sampling
+    datasets, weights = sampling.datasets, sampling.task_weights
+    if arm.domains == "own":
+        datasets, weights = (task.dataset,), {}
+    elif arm.own_weight != 1.0:
+        weights = {**weights, task.dataset: arm.own_weight}
     changed = {
         "datasets": datasets,
+        "task_weights": weights,
         "exclude_test": config.split,
         "exclude_test_of": _not_drawn(config, arm, datasets),
     }
     complete = PretrainConfig(
         **{key: getattr(learning, key) for key in type(learning).model_fields}
-        | {"sampling": learning.sampling.model_copy(update=changed)},
+        | {"sampling": sampling.model_copy(update=changed)},
         seed=seed,
         store=config.store,
         cache=config.cache,
@@ -147,10 +153,15 @@ def _not_drawn(config: StudyConfig, arm: ArmConfig, datasets: Collection[str]) -
     return tuple(sorted({task.dataset for task in config.tasks} - set(datasets)))
 
 
+def run_name(config: StudyConfig, cell: Cell) -> str:
+    """The name of a cell's fine-tuning run."""
+    return f"{config.name}-{cell.id}"
+
+
 def finetune_config(config: StudyConfig, cell: Cell, model: str) -> FinetuneConfig:
     """A cell's fine-tuning, from `model` or `scratch`; cells that differ by arm alone share its seed."""
     return FinetuneConfig(
-        name=f"{config.name}-{cell.id}",
+        name=run_name(config, cell),
         seed=cell.seed,
         model=model,
         parts=cell.arm.parts,
@@ -176,6 +187,8 @@ def evaluate_config(config: StudyConfig, cell: Cell, model: str) -> EvaluateConf
         part=config.part,
         store=config.store,
         output=files.join(config.results, "scores", cell.id),
+        overwrite=True,  # the folder is the cell's own, its model may have been registered anew
+        runs=None,  # the study notes its own look
         tracking=config.tracking,
         overlap=config.overlap,
         intervals=IntervalConfig(resamples=_FEWEST_RESAMPLES),

@@ -15,7 +15,7 @@ from hssl_dist.segmentation.intervals import HierarchicalEstimate
 from hssl_dist.segmentation.study import ALL_LABELS, Contrast, Row, StudyResults, Verdict
 from hssl_dist.segmentation.study_cells import SCRATCH_ARM
 from hssl_dist.segmentation.study_convergence import CONVERGED_BELOW, Convergence
-from hssl_dist.segmentation.study_pairs import Group, named
+from hssl_dist.segmentation.study_pairs import Group, Run, named
 
 _TENTH = 0.1
 """The share of the labels at which the gap to all of them is told."""
@@ -33,11 +33,12 @@ def study_page(results: StudyResults, context: StudyContext) -> str:
         part=results.part,
         main_arm=results.questions.main_arm,
         titles=words.titles,
+        arms=context.arms,
         reference=SCRATCH_ARM,
         facts=_facts(results),
         verdicts=verdicts,
         missing=[named(key) for key in results.missing],
-        unpaired=words.unpaired(),
+        unpaired=[*words.left_out(), *words.unpaired()],
         rows=[_dice_row(row) for row in results.rows],
         pairs=[_difference_row(pair) for pair in results.pairs],
         gaps=[_difference_row(gap) for gap in results.gaps],
@@ -106,6 +107,22 @@ class _Words:
         ]
         return said
 
+    def left_out(self) -> list[str]:
+        """A line for every task and share whose arms have not all the same runs."""
+        groups: dict[tuple[str, float], list[Row]] = {}
+        for row in self.results.rows:
+            groups.setdefault((row.group.task, row.group.fraction), []).append(row)
+        said = []
+        for (task, fraction), rows in groups.items():
+            apart = [f"{self.titles[row.group.arm]} {_listed(row.left_out)}" for row in rows if row.left_out]
+            if apart:
+                runs = f"{rows[0].runs} run{'' if rows[0].runs == 1 else 's'}"
+                said.append(
+                    f"{task}, {share(fraction)} of the labels: means and curves are of the {runs} that all "
+                    f"arms have; left out of them: {'; '.join(apart)}"
+                )
+        return said
+
     def unpaired(self) -> list[str]:
         """A line for every difference to which runs or patients could not be added for want of a partner."""
         to_scratch = [row.difference for row in self.results.rows if row.difference is not None]
@@ -125,7 +142,7 @@ class _Words:
             )
             if count
         ]
-        runs = ", ".join(f"subset {subset} seed {seed}" for subset, seed in contrast.unpaired_runs)
+        runs = _listed(contrast.unpaired_runs)
         return (
             f"{first.task}, {self.titles[first.arm]} at {share(first.fraction)} minus "
             f"{self.titles[other.arm]} at {share(other.fraction)}: left out {' and '.join(counts)} without a "
@@ -135,7 +152,11 @@ class _Words:
     def ordered(self) -> list[ConvergenceRow]:
         """Convergence in the order of the table."""
         found = {entry.group: entry for entry in self.results.convergence}
-        return [_convergence_row(found[row.group]) for row in self.results.rows]
+        return [_convergence_row(found[row.group]) for row in self.results.rows if row.group in found]
+
+
+def _listed(runs: Sequence[Run]) -> str:
+    return ", ".join(f"subset {subset} seed {seed}" for subset, seed in runs)
 
 
 # -------------------------------------------------------------------------------------------- the numbers
@@ -208,6 +229,7 @@ def _notes(results: StudyResults) -> list[tuple[str, str]]:
     return [
         ("Dice", "mean over the classes of a case that have one, then over the cases of a patient"),
         ("Difference", "of the same patient with the same label subset and seed, then the mean of all"),
+        ("Pairs", "subsets × seeds × patients"),  # noqa: RUF001
         (
             "Intervals",
             f"label subsets, seeds and patients drawn anew, {settings.resamples} times, seed {settings.seed} "

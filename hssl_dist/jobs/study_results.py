@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hssl_dist import files
-from hssl_dist.errors import MissingError
+from hssl_dist.config.finetune import SCRATCH
+from hssl_dist.errors import MissingError, TrackingError
 from hssl_dist.jobs.hardware import use_hardware
 from hssl_dist.jobs.lineage import code_version
 from hssl_dist.jobs.study_context import StudyContext
 from hssl_dist.jobs.study_embeddings import embedding_map
 from hssl_dist.jobs.study_outputs import write_outputs
 from hssl_dist.jobs.study_pictures import draw_task_cases
-from hssl_dist.records import content_hash
+from hssl_dist.records import KeepLargest, content_hash
 from hssl_dist.segmentation.study import Questions
 from hssl_dist.segmentation.study_cells import StudyCell
 from hssl_dist.segmentation.study_pairs import CellKey
@@ -25,7 +27,7 @@ from hssl_dist.tracking.history import metric_history
 if TYPE_CHECKING:
     import torch
 
-    from hssl_dist.config.study import StudyConfig
+    from hssl_dist.config.study import ArmConfig, StudyConfig
     from hssl_dist.console import Console
     from hssl_dist.jobs.study_cells import Pretrained
     from hssl_dist.jobs.study_plan import Plan
@@ -39,10 +41,18 @@ TITLES = {
     "image": "Image level",
     "hssl-single": "Single-domain HSSL",
     "hssl-multi": "Multi-domain HSSL",
+    "hssl-multi-own": "Weighted multi-domain HSSL",
     "restoration": "Restoration",
     "hssl-restoration": "HSSL + restoration",
 }
-"""What the page calls the default arms; others have their own names."""
+"""What the page calls the default arms and that of configs/study/real.yaml; others have their own names."""
+
+_WAYS: Mapping[KeepLargest | None, str] = {
+    "never": "all components",
+    "foreground": "the largest component of the foreground",
+    "class": "the largest component of each class",
+    None: "what is not known",
+}
 
 PAGE, RESULTS = "report.html", "results.json"
 _TEXTS = ("cells.csv", "table.csv", PAGE, RESULTS)
@@ -58,17 +68,21 @@ def write_results(
     console: Console,
 ) -> None:
     """Tables, JSON and page to the study's folder and its MLflow run; there must be a cell. What is there of
-    the same cells and summary stays.
+    the same cells, summary and code stays.
 
     `manifests` are of all datasets it draws from. Results outlive models and runs: what of the page needs one
-    that is gone is left out, and the page says so. Raises the errors of reading models and cases.
+    that is gone, or a server that does not answer, is left out: the page says so, and the next call tries it
+    again. Raises the errors of reading models and cases, and StorageError.
     """
-    made_of = content_hash(
-        {"summary": dict(summary), "cells": [cell.model_dump(mode="json") for cell in cells]}
-    )
+    content = [cell.model_dump(mode="json") for cell in cells]
+    made_of = content_hash({"summary": dict(summary), "cells": content, "code": code_version()})
     if made_of == _made_of(config):
         return
     device, warnings = use_hardware(config.threads), _warnings(summary)
+    known = len(warnings)
+    cases = _cases(config, cells, device, warnings)
+    embeddings = _embeddings(config, plan, manifests, pretrained, device, warnings)
+    health = _health(config, pretrained, warnings)
     context = StudyContext(
         title=f"Study {config.name}",
         questions=Questions(
@@ -77,20 +91,31 @@ def write_results(
         config_hash=summary["config_hash"],
         intervals=config.intervals,
         titles=TITLES,
+        arms=[(TITLES.get(arm.name, arm.name), about_arm(arm)) for arm in config.arms],
         planned=[
             CellKey(cell.task.dataset, cell.fraction, cell.arm.name, cell.subset, cell.seed)
             for cell in plan.cells
         ],
-        selection=_selection(summary),
+        selection=_selection(config, cells, summary),
         lineage=_lineage(manifests, pretrained, cells, summary),
-        cases=_cases(config, cells, device, warnings),
-        embeddings=_embeddings(config, plan, manifests, pretrained, device, warnings),
-        health=_health(config, pretrained, warnings),
+        cases=cases,
+        embeddings=embeddings,
+        health=health,
         warnings=warnings,
-        made_of=made_of,
+        made_of=made_of if len(warnings) == known else "",  # what is left out is tried again
     )
     write_outputs(config.results, cells, context)
     _log(config, summary["run_id"], console)
+
+
+def about_arm(arm: ArmConfig) -> str:
+    """What an arm's networks start from, in words."""
+    if arm.start == SCRATCH:
+        return "new weights"
+    seen = "the task's own images" if arm.domains == "own" else "images of all datasets"
+    if arm.own_weight != 1.0:
+        seen += f", the task's own {arm.own_weight:g} times as often"
+    return f"pretrained without labels on {seen}; taken over: {' and '.join(arm.parts)}"
 
 
 def _made_of(config: StudyConfig) -> str | None:
@@ -102,14 +127,28 @@ def _made_of(config: StudyConfig) -> str | None:
     return found
 
 
-def _selection(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _selection(
+    config: StudyConfig, cells: Sequence[StudyCell], summary: Mapping[str, Any]
+) -> list[tuple[str, str]]:
     """What was chosen on whom, and who has looked at the patients that are scored."""
     said = [("chosen on validation patients", "the best step of each fine-tuning")]
+    for task in config.tasks:
+        chosen = {arm.name for arm in config.arms if arm.training(task).keep_largest == "auto"}
+        ways = Counter(
+            cell.keep_largest for cell in cells if cell.task == task.dataset and cell.arm in chosen
+        )
+        told = ", ".join(f"{text} in {ways[way]}" for way, text in _WAYS.items() if ways[way])
+        if told:
+            said.append(
+                (f"chosen on validation patients, {task.dataset}", f"of predictions are kept: {told}")
+            )
     if summary["part"] == "validation" and summary["pretrained"]:
         said.append(("seen, unlabelled, by pretraining", "the images of the validation patients"))
     for dataset, found in summary["looks"].items():
         looks = found["looks"]
         told = f"{found['patients']}, scored under {looks} config{'' if looks == 1 else 's'} so far"
+        if found.get("evaluated"):
+            told += f"; looked at before by hssl evaluate of {', '.join(found['evaluated'])}"
         said.append((f"{summary['part']} patients of {dataset}", told))
     return said
 
@@ -130,10 +169,10 @@ def _lineage(
 
 
 def _unless_gone(what: str, make: Callable[[], Result], warnings: list[str]) -> Result | None:
-    """What is made; None and a warning if a model, a run or a case that it needs is gone."""
+    """What is made; None and a warning if a model, a run or a case that it needs is gone or out of reach."""
     try:
         return make()
-    except MissingError as error:
+    except (MissingError, TrackingError) as error:
         warnings.append(f"{what}: left out, {error}")
         return None
 
@@ -175,7 +214,7 @@ def _embeddings(
             continue
         make = partial(
             embedding_map,
-            f"{TITLES.get(config.claim, config.claim)}, seed {item.seed}, for {' and '.join(item.tasks)}",
+            _called(item, (config.claim,)),
             item.model,
             tuple(manifests),
             store=config.store,
@@ -190,14 +229,20 @@ def _embeddings(
 def _health(
     config: StudyConfig, pretrained: Sequence[Pretrained], warnings: list[str]
 ) -> dict[str, dict[str, list[tuple[int, float]]]]:
-    """Every metric of each pretraining."""
+    """Every metric of each pretraining, by what the page calls it."""
     found = {}
     for item in pretrained:
         make = partial(metric_history, config.tracking, item.run_id)
         history = _unless_gone(f"health curves of {item.name}", make, warnings)
         if history is not None:
-            found[item.name] = history
+            found[_called(item, item.arms)] = history
     return found
+
+
+def _called(item: Pretrained, arms: Sequence[str]) -> str:
+    """A pretraining by its arms, seed and tasks."""
+    names = " and ".join(TITLES.get(arm, arm) for arm in arms)
+    return f"{names}, seed {item.seed}, for {' and '.join(item.tasks)}"
 
 
 def _warnings(summary: Mapping[str, Any]) -> list[str]:

@@ -1,16 +1,13 @@
-"""Parameter names of our U-Net in nnU-Net's `ResidualEncoderUNet`, and back.
+"""Parameter names of our U-Net in nnU-Net's `ResidualEncoderUNet`.
 
 nnU-Net registers each convolution and norm twice (`conv` and `all_modules.0`) and the encoder again below the
-decoder; its state dict lists every alias. `to_nnunet` writes all of them, so the result loads strictly;
-`from_nnunet` reads one and checks that the others agree.
+decoder; its state dict lists every alias. `to_nnunet` writes all of them, so the result loads strictly.
 """
 
 from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING
-
-import torch
 
 from hssl_dist.errors import CheckpointError
 
@@ -74,27 +71,3 @@ def to_nnunet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises CheckpointError for a name it cannot map.
     """
     return {new: tensor for name, tensor in state.items() for new in nnunet_names(name)}
-
-
-def from_nnunet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state of a `ResidualEncoderUNet` under our names.
-
-    Raises CheckpointError for a name it cannot map or aliases with different values.
-    """
-    renamed: dict[str, Tensor] = {}
-    seen: set[str] = set()
-    for name, tensor in state.items():
-        targets = [new for ours, theirs in NNUNET_NAMES if (new := _translate(name, theirs, ours))]
-        if not targets:
-            continue
-        renamed[targets[0]] = tensor
-        for alias in _nnunet_aliases(name):
-            if alias in state and not torch.equal(state[alias], tensor):
-                raise CheckpointError(f"parameters {name!r} and {alias!r} must be equal and differ")
-            seen.add(alias)
-    if unknown := sorted(set(state) - seen):
-        raise CheckpointError(
-            f"parameter {unknown[0]!r} (one of {len(unknown)}) is no part of a ResidualEncoderUNet; "
-            "convert weights of that architecture only"
-        )
-    return renamed

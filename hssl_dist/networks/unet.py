@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 NEGATIVE_SLOPE = 0.01
 NORM_EPSILON = 1e-5
+_BLOCK = 16
+"""Channels that oneDNN's kernels take at once."""
 
 
 class InstanceNorm(nn.Module):
@@ -44,6 +46,25 @@ class InstanceNorm(nn.Module):
         return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=NORM_EPSILON)
 
 
+class Convolution(nn.Conv3d):
+    """Goes around what oneDNN on CPUs is slow at or gets wrong.
+
+    Few channels are up to twice as fast where they lie last. In bfloat16 the weight gradient reads, and
+    sometimes writes, beyond volumes that are smaller than the kernel; those are convolved in the weights' own
+    precision. (docs/decisions.md has both.)
+    """
+
+    def forward(self, x: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b d w v u"]:
+        if x.device.type != "cpu":
+            return super().forward(x)
+        if any(length < reach for length, reach in zip(x.shape[2:], self.kernel_size, strict=True)):
+            with torch.autocast("cpu", enabled=False):
+                return super().forward(x.to(self.weight.dtype))
+        if self.in_channels > 1 and (self.in_channels % _BLOCK or self.out_channels % _BLOCK):
+            x = x.contiguous(memory_format=torch.channels_last_3d)
+        return super().forward(x)
+
+
 class ConvNorm(nn.Module):
     """Convolution that keeps the size up to its stride, then instance norm, then leaky ReLU if `active`."""
 
@@ -59,22 +80,13 @@ class ConvNorm(nn.Module):
     ) -> None:
         super().__init__()
         padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
-        self.conv = nn.Conv3d(in_channels, out_channels, kernel, stride, padding, bias=bias)
+        self.conv = Convolution(in_channels, out_channels, kernel, stride, padding, bias=bias)
         self.norm = InstanceNorm(out_channels)
         self.active = active
 
     def forward(self, x: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b d w v u"]:
-        x = self.norm(self._convolved(x))
+        x = self.norm(self.conv(x))
         return F.leaky_relu(x, NEGATIVE_SLOPE, inplace=True) if self.active else x
-
-    def _convolved(self, x: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b d w v u"]:
-        thin = x.shape[2] < self.conv.kernel_size[0]
-        if thin and x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
-            # oneDNN's weight gradient in bfloat16 reads beyond such a volume (docs/decisions.md).
-            with torch.autocast("cpu", enabled=False):
-                convolved: Tensor = self.conv(x.float())
-                return convolved
-        return self.conv(x)  # type: ignore[no-any-return]
 
 
 class ResidualBlock(nn.Module):
@@ -181,7 +193,7 @@ class ResidualUNet(nn.Module):
         self.encoder = ResidualEncoder(config, in_channels)
         self.decoder = UNetDecoder(config)
         self.heads = nn.ModuleList(
-            nn.Conv3d(width, classes, kernel_size=1) for width in reversed(config.widths[:-1])
+            Convolution(width, classes, kernel_size=1) for width in reversed(config.widths[:-1])
         )
         _initialise(self.heads)
         if not deep_supervision:

@@ -1,7 +1,7 @@
 """Models on disk: a folder with `model.safetensors` and `model.json`.
 
-The JSON file has the model's card and the size and SHA-256 of the weights; it is written last, so a folder
-without it is no model. Nothing in it is code.
+The JSON file has the model's card, the size and SHA-256 of the weights, and a SHA-256 of all this; it is
+written last, so a folder without it is no model. Nothing in it is code.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from safetensors import SafetensorError
 
 from hssl_dist import files
 from hssl_dist.config.network import NetworkConfig
-from hssl_dist.errors import CheckpointError
+from hssl_dist.errors import CheckpointError, CorruptError
+from hssl_dist.files.sealed_json import read_sealed, sealed
 from hssl_dist.networks.pretraining import build_segmentation_network
 from hssl_dist.records import KeepLargest, Lineage, Record, Shape
 
@@ -93,7 +94,7 @@ def save_model(folder: Path, state: Mapping[str, Tensor], card: ModelCard) -> No
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
     data = safetensors.torch.save(tensors)
     weights = _WeightsFile(size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-    content = _CardFile(weights=weights, card=card).model_dump(mode="json")
+    content = sealed(_CardFile(weights=weights, card=card).model_dump(mode="json"))
     files.write(str(folder / WEIGHTS_NAME), data)
     files.write(str(folder / CARD_NAME), json.dumps(content, indent=2, sort_keys=True).encode() + b"\n")
 
@@ -148,9 +149,14 @@ def network_config(card: ModelCard) -> NetworkConfig:
 
 
 def patch_size_of(card: ModelCard) -> Shape:
-    """The size of the patches the model was trained on. Raises CheckpointError if its card doesn't say."""
+    """The size of the patches the model was trained on.
+
+    Raises CheckpointError if its card doesn't say, or names one that its network cannot take.
+    """
     if card.patch_size is None:
         raise CheckpointError("the model's card does not say its patch_size; fine-tune it again")
+    if misfit := network_config(card).misfit(card.patch_size, "the model's patch_size"):
+        raise CheckpointError(f"{misfit}; fine-tune it again with one that is")
     return card.patch_size
 
 
@@ -185,7 +191,10 @@ def _read_card(path: Path) -> _CardFile:
     if not path.is_file():
         raise CheckpointError(f"{path} is missing: the folder has no complete model; give a model's folder")
     try:
-        return _CardFile.model_validate_json(path.read_bytes())
+        content = read_sealed(str(path), path.read_bytes())
+        return _CardFile.model_validate_json(json.dumps(content))
+    except CorruptError as error:
+        raise CheckpointError(f"{error}; get the model anew") from None
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"])) or "content"

@@ -10,10 +10,10 @@ from markupsafe import Markup
 
 from hssl_dist.report.figures import inline_svg
 from hssl_dist.report.montage import contour_colour
-from hssl_dist.report.page import png_source, render
+from hssl_dist.report.page import png_source, render, with_sign
 from hssl_dist.report.strips import Dots, strip_chart
 
-_MINUS, _NONE = "−", "–"  # noqa: RUF001
+_NONE = "–"  # noqa: RUF001
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,9 +187,7 @@ def _shown(value: float, column: Column, *, signed: bool | None = None) -> str:
     sign = column.signed if signed is None else signed
     size = abs(value)
     text = f"{size:.{column.decimals}%}" if column.percent else f"{size:,.{column.decimals}f}"
-    if not any(digit in text for digit in "123456789"):
-        return text
-    return f"{_MINUS if value < 0 else '+' if sign else ''}{text}"
+    return with_sign(value, text, plus=sign)
 
 
 def _interval(found: Value, column: Column, *, signed: bool | None = None) -> str:

@@ -36,6 +36,8 @@ _PAGE_COLOURS = {INK: "var(--ink-soft)", GRID: "var(--rule)"} | {
     colour: f"var(--series-{number})" for number, colour in enumerate(SERIES, 1)
 }
 FONT_SIZE_PT = 9.5
+_LEGEND_WIDTH = 42
+"""Characters of labels that fit beside each other in a legend."""
 _ID = re.compile(r'(\bid="|url\(#|href="#)([^")]+)')
 _METADATA_AND_STYLE = re.compile(r"\s*<metadata>.*?</metadata>|\s*<style[^>]*>.*?</style>", re.DOTALL)
 _SIZE = re.compile(r'<svg [^>]*?viewBox="([^"]+)"[^>]*>', re.DOTALL)
@@ -102,10 +104,13 @@ def name_axes(axes: Axes, x_label: str, y_label: str) -> None:
 
 
 def add_legend(figure: Figure, axes: Axes, columns: int) -> None:
-    """The legend of `axes` below the panels, if it has more than one entry."""
+    """The legend of `axes` below the panels, if it has more than one entry, in so many columns or as many as
+    a figure 4 in wide has room for.
+    """
     handles, labels = axes.get_legend_handles_labels()
     if len(handles) < 2:
         return
+    columns = min(columns, max(1, _LEGEND_WIDTH // max(map(len, labels))))
     legend = figure.legend(
         handles, labels, loc="outside lower left", ncols=columns, frameon=False,
         fontsize=FONT_SIZE_PT - 1, labelcolor=INK, handlelength=2.2, columnspacing=1.4,

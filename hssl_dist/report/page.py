@@ -86,6 +86,13 @@ def score(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"  # noqa: RUF001
 
 
+def with_sign(value: float, size: str, *, plus: bool = True) -> str:
+    """`size`, how a number's absolute value is written, with its sign (`+` if wanted); zero has none."""
+    if not any(digit in size for digit in "123456789"):
+        return size
+    return f"{'−' if value < 0 else '+' if plus else ''}{size}"  # noqa: RUF001
+
+
 def flat_pairs(values: Mapping[str, object], prefix: str = "") -> list[tuple[str, str]]:
     """Nested values, such as a lineage, as pairs of name and text; what is empty is left out."""
     pairs = []

@@ -1,7 +1,7 @@
 """The report of a label-efficiency study: a verdict in words, then the numbers and pictures behind it.
 
 Dice and its differences come in as shares, 0 to 1, and are written in points, 0 to 100. Whatever a number is
-shown as, its element's `value` is the one of `table.csv`.
+shown as, its element's `value` is the one of `table.csv`, or that of `results.json` with six decimals.
 """
 
 from __future__ import annotations
@@ -145,6 +145,7 @@ class StudyData:
     difference: float
     comparisons: int
     converged_below: float
+    arms: Sequence[tuple[str, str]] = ()
     cases: Sequence[Cases] = ()
     embeddings: Sequence[EmbeddingMap] = ()
     health: Mapping[str, Mapping[str, Curve]] = field(default_factory=dict)
@@ -168,7 +169,7 @@ def study_report(data: StudyData) -> str:
         named=lambda arm: data.titles[arm],
         cells={(row.task, row.fraction, row.arm): row for row in data.rows},
         colours={arm: page_colour(look[title].colour) for arm, title in data.titles.items()},
-        dice_charts=[_dice_chart(data, task, look) for task in tasks],
+        dice_charts=[chart for task in tasks if (chart := _dice_chart(data, task, look))],
         forests=[chart for task in tasks if (chart := _forest(data, task, look))],
         curves={task: _curves(data, task, look) for task in tasks},
         maps=[(found, _map(found)) for found in data.embeddings],
@@ -193,9 +194,13 @@ def study_report(data: StudyData) -> str:
 # ----------------------------------------------------------------------------------------------------- charts
 
 
-def _dice_chart(data: StudyData, task: str, look: Mapping[str, Style]) -> Markup:
+def _dice_chart(data: StudyData, task: str, look: Mapping[str, Style]) -> Markup | None:
+    """Means of the shares at which there are some; None without any."""
     series: dict[str, dict[str, Interval]] = {title: {} for title in data.titles.values()}
-    for row in sorted((row for row in data.rows if row.task == task), key=lambda row: row.fraction):
+    known = [row for row in data.rows if row.task == task and not math.isnan(row.dice.value)]
+    if not known:
+        return None
+    for row in sorted(known, key=lambda row: row.fraction):
         series[data.titles[row.arm]][share(row.fraction)] = _points(row.dice)
     figure = interval_chart(series, look=look, title=task, x_label="labels used", y_label="mean Dice, points")
     said = "; ".join(

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hssl_dist.report.evaluation import Value
+from hssl_dist.report.page import with_sign
 
 Outcome = Literal["above", "below", "includes", "unknown"]
 
-_MINUS, _NONE = "−", "–"  # noqa: RUF001
+_NONE = "–"  # noqa: RUF001
 _DIGITS = 6
 
 
@@ -51,10 +52,7 @@ def as_difference(value: float) -> str:
     """A difference in points with two decimals and its sign; an en dash for NaN."""
     if math.isnan(value):
         return _NONE
-    text = as_size(value)
-    if text == "0.00":
-        return text
-    return f"{_MINUS if value < 0 else '+'}{text}"
+    return with_sign(value, as_size(value))
 
 
 def span(value: Value) -> str:
@@ -86,8 +84,7 @@ def gain(
 ) -> Statement:
     """A primary comparison: an arm against scratch with the same few labels.
 
-    `p` is adjusted for the `tests` primary comparisons. It guards the interval too: of two seeds that differ,
-    an interval is too narrow, p is not.
+    `p` is adjusted for the `tests` primary comparisons, which the interval is not.
     """
     by = f"Adjusted for {tests} primary comparisons (Holm)" if tests > 1 else "By its t distribution"
     what = "the difference" if outcome_of(found) == "includes" else "it"
@@ -110,8 +107,12 @@ def headline(arm: str, scratch: str, gains: Sequence[Statement]) -> str:
 
 
 def between(first: str, other: str, fraction: float, found: Value, p: float, level: str) -> Statement:
-    """One arm against another with the same few labels; `p` guards the interval as in `gain`."""
-    labels: Mapping[Outcome, str] = {"above": "better", "includes": "no difference shown"}
+    """One arm against another with the same few labels; `p` is not adjusted."""
+    labels: Mapping[Outcome, str] = {
+        "above": f"better than {other}",
+        "includes": f"no difference to {other} shown",
+        "below": f"worse than {other}",
+    }
     of_p = f"By itself, p {_equals(p)}."
     return _tested(labels, fraction, _compared(first, other, found, level), found, p, of_p)
 
@@ -129,7 +130,8 @@ def to_all_labels(arm: str, scratch: str, fraction: float, found: Value, level: 
 def converged(arm: str, fraction: float, answer: bool | None, found: Value, bound: float) -> Statement:
     """Whether an arm's fine-tuning had converged: without it a gain may be faster learning alone."""
     if answer is None:
-        text = f"With {share(fraction)} of the labels, the curves of {arm} have too few points to tell."
+        text = f"With {share(fraction)} of the labels, the curves of {arm} have too few points to tell; "
+        text += "training.validate_every has to be at most a quarter of the steps."
         return Statement("unknown", "convergence not known", text)
     text = (
         f"With {share(fraction)} of the labels, the last quarter of the steps gave {arm} "

@@ -80,8 +80,9 @@ class Batch:
     """One rank's share of a step's global batch, on the CPU.
 
     `indices` are the samples' places in the global batch, `seeds` their seeds; `tasks` and `groups` number
-    the schedule's names; `cases` and `patients` are equal where case or patient are, on all ranks. `wait_s`
-    is how long training stood still for it.
+    the schedule's names; `cases` and `patients` are equal where case or patient are, on all ranks. `digest`
+    is a sum of 32 bits for each sample, of a hash of its seed and region. `wait_s` is how long training stood
+    still for it.
     """
 
     step: int
@@ -92,6 +93,7 @@ class Batch:
     groups: Int[Tensor, " batch"]
     cases: Int[Tensor, " batch"]
     patients: Int[Tensor, " batch"]
+    digest: int
     wait_s: float = 0.0
 
 
@@ -157,16 +159,24 @@ class PretrainingLoader:
         buffer = self._buffers.take()
         with naming_cases(self._reader, pairs):
             form = self._reader.fill_numbers(pairs, buffer.numpy())
+        seeds = tuple(self._schedule.seed_of(step, index) for index in self._indices)
         return Batch(
             step=step,
             indices=tuple(self._indices),
-            seeds=tuple(self._schedule.seed_of(step, index) for index in self._indices),
+            seeds=seeds,
             regions=_regions(buffer, form),
             tasks=torch.tensor([draw.task for draw in draws]),
             groups=torch.tensor([draw.group for draw in draws]),
             cases=torch.tensor([_number(draw.record.dataset, draw.record.id) for draw in draws]),
             patients=torch.tensor([_number(draw.record.dataset, draw.record.patient) for draw in draws]),
+            digest=sum(_digest(seed, draw.region) for seed, draw in zip(seeds, draws, strict=True)),
         )
+
+
+def _digest(seed: int, region: Region) -> int:
+    """32 bits that stand for a sample."""
+    place = (seed, region.dataset, region.case, region.channel, *region.start, *region.shape)
+    return int(content_hash(place)[:8], 16)
 
 
 @functools.lru_cache(maxsize=_NUMBERS)

@@ -70,7 +70,7 @@ class Schedule:
             raise ConfigError(f"there is no case to draw from in {', '.join(names) or 'the store'}")
         self.tasks, self.groups = self._cases.tasks, self._cases.groups
         self._group_numbers = {name: number for number, name in enumerate(self.groups)}
-        weights = list(itertools.accumulate(size**config.task_exponent for size in self._cases.task_sizes))
+        weights = list(itertools.accumulate(_weights(self.tasks, self._cases.task_sizes, config)))
         self.task_probabilities = tuple(
             (high - low) / weights[-1] for low, high in itertools.pairwise([0.0, *weights])
         )
@@ -120,6 +120,18 @@ def region_shape(config: SamplingConfig) -> Shape:
     """Shape `z y x` of the regions that two views are cut from."""
     z, y, x = (math.ceil(size * (1.0 + config.margin) - 1e-9) for size in config.patch_size)
     return z, y, x
+
+
+def _weights(tasks: Sequence[str], sizes: Sequence[int], config: SamplingConfig) -> list[float]:
+    """How often each task is drawn, up to a factor."""
+    if unknown := sorted(set(config.task_weights) - set(tasks)):
+        raise ConfigError(
+            f"sampling.task_weights names {unknown[0]!r}; the tasks drawn are {', '.join(tasks)}"
+        )
+    return [
+        config.task_weights.get(task, 1.0) * size**config.task_exponent
+        for task, size in zip(tasks, sizes, strict=True)
+    ]
 
 
 def _dataset_names(manifests: Mapping[str, Manifest], config: SamplingConfig) -> list[str]:

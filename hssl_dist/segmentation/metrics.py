@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -34,6 +35,12 @@ def dice(
         total = int(predicted.sum()) + int(true.sum())
         scores[value] = 2.0 * int((predicted & true).sum()) / total if total else math.nan
     return scores
+
+
+def mean_dice(scores: Iterable[float | None]) -> float:
+    """Mean over those that are one, None and NaN are none; NaN without any."""
+    known = [score for score in scores if score is not None and not math.isnan(score)]
+    return statistics.fmean(known) if known else math.nan
 
 
 def dice_means(cases: Iterable[Mapping[int, float]]) -> DiceMeans:

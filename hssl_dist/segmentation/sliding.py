@@ -97,7 +97,10 @@ def logit_slabs(
 
 
 def window_starts(size: int, patch: int, overlap: float) -> list[int]:
-    """Where windows start along an axis: evenly, the last at the end. A short axis lies in one's middle."""
+    """Where windows start along an axis: at equal steps, and the last one at the end.
+
+    A short axis lies in its window's middle.
+    """
     if size <= patch:
         return [-((patch - size) // 2)]
     step = max(1, int(patch * (1 - overlap)))

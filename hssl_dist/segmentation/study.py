@@ -31,6 +31,7 @@ from hssl_dist.segmentation.study_pairs import (
     Run,
     Runs,
     grouped,
+    in_common,
     key_of,
     missing,
     paired,
@@ -80,9 +81,10 @@ class Contrast:
 class Row:
     """Mean foreground Dice of a group with its interval, and its spread.
 
+    All of it is of the runs that every arm of the task and share has; `left_out` are its others.
     `sd` is over runs (label subset and seed), `sd_subsets` over subsets' means, `sd_seeds` over seeds'; NaN
     for one unit. `labelled` is the smallest and largest number of patients with a label. `difference` is that
-    to scratch; None for scratch itself.
+    to scratch, of all pairs there are; None for scratch itself.
     """
 
     group: Group
@@ -90,6 +92,7 @@ class Row:
     seeds: int
     patients: int
     runs: int
+    left_out: tuple[Run, ...]
     labelled: tuple[int, int]
     dice: HierarchicalEstimate
     sd: float
@@ -144,7 +147,8 @@ def summarise_study(
     tasks, fractions = sorted({group.task for group in runs}), sorted({group.fraction for group in runs})
     groups = [Group(task, fraction, arm) for task in tasks for fraction in fractions for arm in arms]
     groups = [group for group in groups if group in runs]
-    work = _Work(runs, settings)
+    common = in_common(runs)
+    work = _Work(runs, common, settings)
     to_scratch = {
         group: contrast
         for group in groups
@@ -173,7 +177,9 @@ def summarise_study(
         ),
         pairs=tuple(adjusted[len(to_scratch) :]),
         gaps=tuple(work.gaps(groups)),
-        convergence=convergence(cells, settings),
+        convergence=convergence(
+            [cell for cell in cells if key_of(cell).run in common[key_of(cell).group]], settings
+        ),
         verdicts=_verdicts(
             _claims(questions.main_arm, planned or [key_of(cell) for cell in cells]), to_scratch
         ),
@@ -183,15 +189,17 @@ def summarise_study(
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """The runs of all groups, and how intervals are made."""
+    """The runs of all groups, those of them that all arms have, and how intervals are made."""
 
     runs: Mapping[Group, Runs]
+    common: Mapping[Group, Runs]
     settings: IntervalConfig
 
     def row(
         self, group: Group, labelled: tuple[int, int], difference: Contrast | None, true_difference: float
     ) -> Row:
-        runs = self.runs[group]
+        """A group's means and spread, with its difference and the power to see a true one of that size."""
+        runs = self.common[group]
         values: dict[tuple[str, ...], float] = {
             (str(run[0]), str(run[1]), name): dice for run, of in runs.items() for name, dice in of.items()
         }
@@ -207,6 +215,7 @@ class _Work:
             seeds=len({seed for _, seed in runs}),
             patients=len({patient for dice in runs.values() for patient in dice}),
             runs=len(runs),
+            left_out=tuple(sorted(self.runs[group].keys() - runs.keys())),
             labelled=labelled,
             dice=estimate,
             sd=_sd(means.values()),

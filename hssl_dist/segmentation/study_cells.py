@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
+from hssl_dist.records import KeepLargest
+
 SCRATCH_ARM = "scratch"
 """The arm that all others are compared with."""
 
@@ -27,6 +29,7 @@ class StudyCell(BaseModel):
     `seed` is the seed of pretraining and of fine-tuning alike, so that a cell is paired with the one from
     scratch of the same task, share, subset and seed. `curve` has validation Dice by optimiser step. `part`
     says which patients `cases` are: `validation` while a study is being tuned, `test` when it reports.
+    `keep_largest` is what of its predictions is kept; None is not known: cells of before do not say.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -49,3 +52,4 @@ class StudyCell(BaseModel):
     """Registry version it was fine-tuned from; None from scratch."""
     code_version: str = "unknown"
     """Of this package, when the cell was finished; unknown in cells of before it was kept."""
+    keep_largest: KeepLargest | None = None

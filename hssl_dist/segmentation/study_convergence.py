@@ -25,7 +25,8 @@ class Convergence:
     """A group's mean curve and the Dice gained over the last quarter of its steps, with its interval.
 
     `converged`: the interval's upper end (without an interval, the gain) is at most `CONVERGED_BELOW`; None
-    where no curve has two points in its last quarter. `best_step` is the mean of the chosen checkpoints'.
+    where no curve has two points in its last quarter, which takes a validation at least every quarter of the
+    steps. `best_step` is the mean of the chosen checkpoints'.
     """
 
     group: Group

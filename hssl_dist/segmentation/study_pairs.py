@@ -3,15 +3,18 @@
 runs = grouped(cells)                                      # {Group: {(subset, seed): {patient: Dice}}}
 pairing = paired(runs[first], runs[other])                 # first minus other
 pairing.differences                                        # {(subset, seed, patient): difference}
+in_common(runs)                                            # what all arms of a task and share have
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from hssl_dist.segmentation.metrics import mean_dice
 from hssl_dist.segmentation.study_cells import StudyCell
 
 Run = tuple[int, int]
@@ -64,12 +67,6 @@ def key_of(cell: StudyCell) -> CellKey:
     return CellKey(cell.task, cell.fraction, cell.arm, cell.subset, cell.seed)
 
 
-def mean_dice(by_class: Mapping[str, float | None]) -> float | None:
-    """Mean Dice of a case over the classes that have one; None if no class has."""
-    known = [dice for dice in by_class.values() if dice is not None]
-    return statistics.fmean(known) if known else None
-
-
 def patient_dice(cell: StudyCell) -> dict[str, float]:
     """Mean Dice of each patient: over the classes of a case, then over the cases; sorted by patient.
 
@@ -77,7 +74,7 @@ def patient_dice(cell: StudyCell) -> dict[str, float]:
     """
     cases: dict[str, list[float]] = {}
     for case in cell.cases:
-        if (dice := mean_dice(case.dice)) is not None:
+        if not math.isnan(dice := mean_dice(case.dice.values())):
             cases.setdefault(case.patient, []).append(dice)
     return {patient: statistics.fmean(cases[patient]) for patient in sorted(cases)}
 
@@ -100,9 +97,29 @@ def grouped(cells: Iterable[StudyCell]) -> dict[Group, dict[Run, dict[str, float
     return found
 
 
+def in_common(runs: Mapping[Group, Runs]) -> dict[Group, Runs]:
+    """Of every group the runs, and in them the patients, that all arms of its task and share have: means of
+    the same, so that they differ as the arms do.
+    """
+    found: dict[Group, Runs] = {}
+    for group in runs:
+        arms = [runs[other] for other in runs if other[:2] == group[:2]]
+        found[group] = {
+            run: {
+                patient: value
+                for patient, value in dice.items()
+                if all(patient in others[run] for others in arms)
+            }
+            for run, dice in runs[group].items()
+            if all(run in others for others in arms)
+        }
+    return found
+
+
 def named(key: CellKey) -> str:
     """A cell in words."""
-    return f"{key.arm} on {key.task}, {key.fraction:.0%} of the labels, subset {key.subset}, seed {key.seed}"
+    share = f"{100 * key.fraction:g}%"
+    return f"{key.arm} on {key.task}, {share} of the labels, subset {key.subset}, seed {key.seed}"
 
 
 def missing(cells: Sequence[StudyCell], planned: Collection[CellKey] | None) -> tuple[CellKey, ...]:

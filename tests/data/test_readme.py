@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from hssl_dist.config.parts import TrackingConfig
+from hssl_dist.tracking.client import connect
+
 ROOT = Path(__file__).parents[2]
 REAL_DATA = ROOT.parent / "shared" / "data"
 
@@ -40,10 +43,10 @@ def test_the_readmes_commands_run_as_written(tmp_path: Path) -> None:
         "HSSL_STORE__URL": str(tmp_path / "store"),
         "HSSL_RUNS": str(tmp_path / "runs"),
         "HSSL_TRACKING__URI": f"sqlite:///{tmp_path}/mlflow.db",
-        "HSSL_OUTPUT": str(tmp_path / "output"),
     }
     ran = []
-    for command in commands("README.md"):
+    for number, command in enumerate(commands("README.md")):
+        environment["HSSL_OUTPUT"] = str(tmp_path / "outputs" / str(number))
         line = command.replace("sqlite:///hssl/mlflow.db", f"sqlite:///{tmp_path}/mlflow.db")
         finished = subprocess.run(
             ["bash", "-euc", line], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
@@ -59,7 +62,10 @@ def test_the_readmes_commands_run_as_written(tmp_path: Path) -> None:
         "predict",
         "promote",
     }
-    assert (tmp_path / "output" / "scores.csv").is_file()
+    assert [path.name for path in tmp_path.glob("outputs/*/scores.csv")] == ["scores.csv"]
+    registry = connect(TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db"))
+    for name in ("hippocampus-unet", "acdc-unet"):
+        assert registry.get_registered_model(name).aliases.keys() >= {"champion", "hssl-5", "scratch-5"}
 
 
 def test_contributing_names_targets_that_exist() -> None:

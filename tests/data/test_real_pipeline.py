@@ -52,7 +52,7 @@ def few_cases(real_data: Path, tmp_path: Path) -> Path:
     return root
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_from_raw_files_to_scores(
     few_cases: Path, tmp_path: Path, run_verb: Callable[..., dict[str, Any]]
 ) -> None:
@@ -74,7 +74,7 @@ def test_from_raw_files_to_scores(
         )  # fmt: skip
         output = tmp_path / f"scores-{dataset}"
         scored = run_verb(
-            "evaluate", "--model", f"models:/hssl-{dataset}@latest", *places, "--output", str(output)
+            "evaluate", "--model", f"models:/hssl-{dataset}@latest", *places, *runs, "--output", str(output)
         )
         rows = list(csv.DictReader((output / "scores.csv").read_text().splitlines()))
         classes = read_manifest(str(tmp_path / "store"), dataset).header.classes

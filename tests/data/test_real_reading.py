@@ -10,7 +10,8 @@ import pytest
 from hssl_dist.config.preprocess import DatasetConfig, StorageConfig
 from hssl_dist.datasets import discover
 from hssl_dist.errors import InputError
-from hssl_dist.imaging import load_case, prepare, resolve_recipe, restore, survey_case
+from hssl_dist.imaging import load_case, prepare, resolve_recipe, survey_case
+from tests.restoring import restore
 
 pytestmark = pytest.mark.real
 

@@ -81,6 +81,7 @@ def test_everything_is_below_the_output(tmp_path: Path) -> None:
         plan.evaluate("e", "models:/m/1").output,
     ]
     assert all(Path(place).is_relative_to(tmp_path) for place in places)
+    assert plan.evaluate("e", "models:/m/2").overwrite, "a changed demo scores other models there"
     assert pretrain.workers == (3, 3)
     assert plan.ray.num_cpus is not None
     assert plan.ray.num_cpus >= 3

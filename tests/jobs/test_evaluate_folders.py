@@ -1,81 +1,16 @@
-"""Evaluating folders of label maps: outputs, comparisons, and what is said of bad input."""
+"""Evaluating folders of label maps: scores, comparisons, pictures, and what is said of cases left out."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from hssl_dist.config.evaluate import EvaluateConfig
-from hssl_dist.console import Console
-from hssl_dist.errors import ConfigError, HsslError, InputError, MissingError
-from hssl_dist.imaging import write_nifti
-from hssl_dist.jobs import evaluate
-from hssl_dist.records import Outcome
-
-SPACING = (1.0, 1.0, 2.5)  # x y z
-AFFINE = np.diag([*SPACING, 1.0])
-CASES = ("p1_a", "p1_b", "p2_a", "p3_a")
-SHAPE = (20, 18, 8)
-
-
-def _label(case: str) -> np.ndarray:
-    """Two boxes side by side, a little larger for each case; the third case lacks the second."""
-    array, size = np.zeros(SHAPE, np.uint8), 4 + CASES.index(case)
-    array[2 : 2 + size, 3 : 3 + size, 2:6] = 1
-    if case != "p2_a":
-        array[12 : 12 + size, 3 : 3 + size, 2:6] = 2
-    return array
-
-
-class Folders:
-    """True labels, a perfect set and one that is a voxel off, without the second class in case p1_b."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        for case in CASES:
-            label = _label(case)
-            self.write("labels", case, label)
-            self.write("perfect", case, label)
-            shifted = np.roll(label, 1, axis=1)
-            if case == "p1_b":
-                shifted[shifted == 2] = 0
-            self.write("off", case, shifted)
-            image = np.random.default_rng(1).normal(size=SHAPE) + label
-            self.write("images", f"{case}_0000", image.astype(np.float32))
-
-    def write(self, folder: str, case: str, array: np.ndarray, affine: np.ndarray = AFFINE) -> None:
-        (self.root / folder).mkdir(exist_ok=True)
-        write_nifti(self.root / folder / f"{case}.nii.gz", array, affine)
-
-    def run(self, *sets: str, **changes: Any) -> Outcome:
-        values = {
-            "predictions": tuple(
-                f"{text.partition('=')[0]}={self.root / text.rpartition('=')[2]}" for text in sets
-            ),
-            "labels": str(self.root / "labels"),
-            "output": str(self.root / "output"),
-            "classes": {1: "left", 2: "right"},
-            "intervals": {"resamples": 200},
-            "patient_pattern": "(p[0-9]+)_",
-            "threads": 1,
-        }
-        config = EvaluateConfig.model_validate(values | changes)
-        return evaluate.run(config, Console(io.StringIO()))
-
-    @property
-    def scores(self) -> dict[str, Any]:
-        return json.loads((self.root / "output/scores.json").read_text())
-
-    @property
-    def rows(self) -> list[dict[str, str]]:
-        return list(csv.DictReader(io.StringIO((self.root / "output/scores.csv").read_text())))
+from hssl_dist.errors import MissingError
+from tests.label_folders import CASES, SHAPE, SPACING, Folders, label_of
 
 
 @pytest.fixture
@@ -121,7 +56,7 @@ def test_equal_runs_write_equal_files_and_lineage_follows_the_content(folders: F
     folders.run("off")
     assert {path.name: path.read_bytes() for path in (folders.root / "output").iterdir()} == first
     before = folders.scores["lineage"]
-    folders.write("labels", "p1_a", np.roll(_label("p1_a"), 1, axis=0))
+    folders.write("labels", "p1_a", np.roll(label_of("p1_a"), 1, axis=0))
     folders.run("off")
     after = folders.scores["lineage"]
     assert before["predictions"]["off"] == after["predictions"]["off"]
@@ -148,7 +83,7 @@ def test_sets_are_compared_with_the_first_in_pairs(folders: Folders) -> None:
 
 
 def test_a_false_alarm_of_one_set_is_told_as_unpaired(folders: Folders) -> None:
-    alarm = _label("p2_a")
+    alarm = label_of("p2_a")
     alarm[15:17, 3:5, 3:5] = 2
     folders.write("perfect", "p2_a", alarm)
     folders.run("off", "perfect")
@@ -198,7 +133,7 @@ def test_tolerances_are_each_classs_own_and_told_when_finer_than_a_voxel(folders
 
 def test_cases_that_are_not_scored_are_named(folders: Folders) -> None:
     (folders.root / "off/p2_a.nii.gz").unlink()
-    folders.write("off", "p9_a", _label("p1_a"))
+    folders.write("off", "p9_a", label_of("p1_a"))
     with pytest.raises(MissingError) as caught:
         folders.run("off")
     assert str(caught.value) == (
@@ -216,114 +151,3 @@ def test_cases_that_are_not_scored_are_named(folders: Folders) -> None:
         {"off": ["p9_a"], "perfect": []},
     )
     assert {row["case"] for row in folders.rows} == {"p1_a", "p1_b", "p3_a"}
-
-
-def _empty(folders: Folders) -> None:
-    (folders.root / "none").mkdir()
-
-
-def _other_names(folders: Folders) -> None:
-    folders.write("none", "x", _label("p1_a"))
-
-
-def _other_shape(folders: Folders) -> None:
-    folders.write("off", "p1_b", np.zeros((20, 18, 7), np.uint8))
-
-
-def _other_place(folders: Folders) -> None:
-    affine = AFFINE.copy()
-    affine[0, 3] = 4.0
-    folders.write("off", "p1_b", _label("p1_b"), affine)
-
-
-def _undeclared(folders: Folders) -> None:
-    folders.write("off", "p1_b", _label("p1_b") * 3)
-
-
-def _undeclared_label(folders: Folders) -> None:
-    folders.write("labels", "p1_b", _label("p1_b") * 3)
-
-
-def _nothing(folders: Folders) -> None:
-    """The folders as they are."""
-
-
-@pytest.mark.parametrize(
-    ("spoil", "sets", "changes", "kind", "message"),
-    [
-        (
-            _empty, ("none",), {}, MissingError,
-            "predictions 'none': there is no label map in ROOT/none; is it the right folder?",
-        ),
-        (_nothing, ("none",), {}, MissingError, "predictions 'none': there is no folder ROOT/none"),
-        (_nothing, ("off",), {"labels": "/nowhere"}, MissingError, "labels: there is no folder /nowhere"),
-        (
-            _other_names, ("none",), {}, MissingError,
-            "predictions 'none' and labels have no case in common: x beside p1_a, p1_b, p2_a, p3_a; "
-            "give files of the same names",
-        ),
-        (
-            _other_shape, ("off",), {}, InputError,
-            "predictions 'off': p1_b.nii.gz: shape (20, 18, 7) differs from (20, 18, 8) of its label",
-        ),
-        (
-            _other_place, ("off",), {}, InputError,
-            "predictions 'off': p1_b.nii.gz: lies up to 4 mm away from its label (affines differ); "
-            "at most 0.1 mm is tolerated",
-        ),
-        (
-            _undeclared, ("off",), {}, InputError,
-            "predictions 'off': p1_b.nii.gz: the label holds 3, 6; the dataset declares 0, 1, 2",
-        ),
-        (
-            _undeclared_label, ("off",), {}, InputError,
-            "labels: p1_b.nii.gz: the label holds 3, 6; the dataset declares 0, 1, 2",
-        ),
-        (
-            _nothing, ("off",), {"patient_pattern": "^q(.)"}, ConfigError,
-            "patient_pattern '^q(.)' finds no patient in case 'p1_a'",
-        ),
-        (
-            _nothing, ("off",), {"classes": {300: "x"}}, ConfigError,
-            "label value 300 is declared; 1 to 255 can be scored",
-        ),
-        (
-            _nothing, ("off",), {"surface_dice": {"class_tolerance_mm": {"liver": 1.0}}}, ConfigError,
-            "surface_dice.class_tolerance_mm names 'liver'; the classes are left, right",
-        ),
-        (
-            _nothing, ("off",), {"classes": {}, "dataset": "/nowhere"}, MissingError,
-            "there is no /nowhere/dataset.json; the layout needs it",
-        ),
-    ],
-)  # fmt: skip
-def test_bad_input_is_one_clear_line(
-    folders: Folders, spoil: Any, sets: tuple[str, ...], changes: Any, kind: type[HsslError], message: str
-) -> None:
-    spoil(folders)
-    with pytest.raises(kind) as caught:
-        folders.run(*sets, **changes)
-    assert str(caught.value) == message.replace("ROOT", str(folders.root))
-    assert not (folders.root / "output").exists()
-
-
-def test_sets_without_a_case_in_all_of_them_are_refused(folders: Folders) -> None:
-    for case, folder in (("p1_a", "one"), ("p1_b", "two")):
-        folders.write(folder, case, _label(case))
-    with pytest.raises(MissingError) as caught:
-        folders.run("one", "two", allow_missing=True)
-    assert str(caught.value) == (
-        "no labelled case is in all sets of predictions; compare sets of the same cases"
-    )
-
-
-def test_labels_that_are_all_empty_need_a_declaration(folders: Folders) -> None:
-    for case in CASES:
-        folders.write("labels", case, np.zeros(SHAPE, np.uint8))
-    with pytest.raises(ConfigError) as caught:
-        folders.run("off", classes={})
-    assert str(caught.value) == (
-        "all labels are empty and nothing names their values; give --dataset or --classes"
-    )
-    folders.run("off")
-    assert folders.scores["sets"]["off"]["classes"]["left"]["outcomes"]["spurious"] == 4

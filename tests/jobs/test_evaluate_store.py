@@ -72,6 +72,7 @@ class Place:
             "part": "all",
             "store": {"url": self.store},
             "output": str(self.folder / "output"),
+            "runs": str(self.folder / "runs"),
             "tracking": {"uri": f"sqlite:///{self.folder}/mlflow.db"},
             "intervals": {"resamples": 100},
             "threads": 1,
@@ -144,7 +145,7 @@ def test_test_patients_that_were_pretrained_on_are_told(place: Place) -> None:
         "the network was pretrained on images, without labels, of 1 of the 2 patients, which may flatter "
         "their scores",
     )
-    assert place.evaluate(dataset=None, part="validation").warnings == ()
+    assert place.evaluate(dataset=None, part="validation", overwrite=True).warnings == ()
 
 
 def _no_own_dataset(place: Place) -> None:
@@ -250,6 +251,29 @@ def test_patients_that_cannot_be_scored_are_refused(
 def test_a_model_without_test_patients_is_scored_on_another_dataset(place: Place) -> None:
     _without_test_patients(place)
     assert place.evaluate().summary["n_patients"] == 8
+
+
+def test_scores_of_another_model_or_other_patients_are_not_replaced_unless_asked_to(place: Place) -> None:
+    place.evaluate()
+    place.evaluate(overlap=0.25)
+    before = (place.folder / "output/scores.json").read_bytes()
+    other, looks = place.save("other"), sorted((place.folder / "runs").rglob("*.json"))
+    for changes, scored in (
+        ({"model": other}, f"{other} on all labelled patients of clinic"),
+        ({"part": "test"}, f"{place.model} on the test patients of clinic"),
+        ({"dataset": None, "part": "validation"}, f"{place.model} on the validation patients of own"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            place.evaluate(**changes)
+        assert str(caught.value) == (
+            f"output {place.folder}/output holds the scores of {place.model} on all labelled patients of "
+            f"clinic, these would be of {scored}; choose another output, or replace them with "
+            "--overwrite true"
+        )
+        assert (place.folder / "output/scores.json").read_bytes() == before
+    assert sorted((place.folder / "runs").rglob("*.json")) == looks, "no look at patients was taken"
+    place.evaluate(model=other, overwrite=True)
+    assert place.scores["lineage"]["model"] == other
 
 
 # --------------------------------------------------------------------------------------------- which datasets

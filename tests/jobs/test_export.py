@@ -16,12 +16,12 @@ from hssl_dist import cli, files
 from hssl_dist.config.export import ExportConfig
 from hssl_dist.config.parts import TrackingConfig
 from hssl_dist.console import Console
-from hssl_dist.errors import CheckpointError, ConfigError, MissingError
+from hssl_dist.errors import CheckpointError, ConfigError, MissingError, StorageError
 from hssl_dist.jobs import export
 from hssl_dist.networks.weights import load_model, save_model
 from hssl_dist.records import Outcome
 from hssl_dist.store import write_manifest
-from hssl_dist.tracking import register_model, set_alias, start_run
+from hssl_dist.tracking import set_alias, start_run
 from tests.case_records import header
 from tests.models import CT, LINEAGE, MR, pretrained_model, recipe, segmentation_model
 from tests.readme_code import blocks
@@ -46,7 +46,7 @@ class Place:
         for name, (card, state) in (("pretrained", self.pretrained), ("fine-tuned", self.fine_tuned)):
             save_model(folder / name, state, card)
         with start_run(self.tracking, "pretrain", {}, {}, LINEAGE) as run:
-            register_model(self.tracking, folder / "pretrained", "hssl-unet", run.id, LINEAGE)
+            run.register(str(folder / "pretrained"), "hssl-unet", LINEAGE)
         set_alias(self.tracking, "hssl-unet", None, "champion")
 
     def export(self, output: Path | str, **changes: Any) -> Outcome:
@@ -191,6 +191,30 @@ def test_an_unchanged_earlier_export_is_replaced(place: Place, tmp_path: Path) -
         "model.json",
         "model.safetensors",
     ]
+
+
+@pytest.mark.parametrize("missing", ["README.md", "model.json", "model.safetensors"])
+def test_an_export_that_was_cut_short_is_taken_up(place: Place, tmp_path: Path, missing: str) -> None:
+    output, whole = tmp_path / "out", tmp_path / "whole"
+    place.export(output, to="nnunet")
+    place.export(whole, to="safetensors")
+    account, earlier = account_of(whole), export._earlier_export(str(output))
+    (whole / missing).unlink()  # so that the delivery ends there
+    with pytest.raises(StorageError, match=f"{output} cannot be written: No such file or directory; make ro"):
+        export._deliver(account, whole, str(output), earlier)
+    assert account_of(output)["unfinished"]
+    place.export(output, to="safetensors")
+    assert "unfinished" not in account_of(output)
+    found = {p.relative_to(output).as_posix() for p in output.rglob("*") if p.is_file()}
+    assert found == {"export.json", "README.md", "model.json", "model.safetensors"}
+
+
+def test_an_output_that_cannot_be_written_is_one_line(place: Place) -> None:
+    with pytest.raises(StorageError) as caught:
+        place.export("/proc/x/y")
+    assert str(caught.value) == (
+        "/proc/x/y cannot be written: No such file or directory; make room or choose another output"
+    )
 
 
 @pytest.mark.parametrize("spoil", ["foreign", "changed"])

@@ -19,9 +19,10 @@ from hssl_dist.errors import (
     MissingError,
     TrackingError,
 )
-from hssl_dist.jobs import promote
+from hssl_dist.jobs import finetune, promote
 from hssl_dist.jobs.publish import publish
-from hssl_dist.networks.weights import load_model
+from hssl_dist.networks.transfer import STEM_WEIGHT
+from hssl_dist.networks.weights import load_model, save_model
 from hssl_dist.sampling.splits import split_manifest
 from hssl_dist.segmentation import WAYS
 from hssl_dist.store import write_manifest
@@ -29,7 +30,7 @@ from hssl_dist.tracking import attach_run, fetch_model
 from hssl_dist.tracking.client import connect
 from hssl_dist.training.precision import resolved
 from tests.tiny_finetuning import TRAINING, Place
-from tests.tiny_store import CLASSES, write_blobs
+from tests.tiny_store import CLASSES, NETWORK, write_blobs
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +143,25 @@ def test_without_validation_patients_it_says_so(place: Place) -> None:
     )
 
 
+def _for_two_channels(place: Place) -> str:
+    card, state = load_model(place.folder / "pretrained")
+    (place.folder / "two").mkdir()
+    stem = state[STEM_WEIGHT].repeat(1, 2, 1, 1, 1)
+    two = card.model_copy(update={"in_channels": 2})
+    save_model(place.folder / "two", {**state, STEM_WEIGHT: stem}, two)
+    return str(place.folder / "two")
+
+
+def test_a_network_beside_a_model_is_told_to_be_ignored(place: Place) -> None:
+    told = io.StringIO()
+    wide = NETWORK.model_copy(update={"widths": (8, 8)})
+    finetune.run(place.config("wide", register_as="wide", network=wide), Console(told))
+    assert (
+        "network.widths is (8, 8), but models:/hssl-unet@latest has (4, 8), which is used: `network` is for "
+        "`--model scratch` alone"
+    ) in told.getvalue()
+
+
 def test_what_does_not_fit_is_refused_in_one_line(place: Place) -> None:
     write_blobs(place.store, "unlabelled", labelled=False)
     training = {"steps": 1, "patch_size": (3, 8, 8)}
@@ -159,7 +179,11 @@ def test_what_does_not_fit_is_refused_in_one_line(place: Place) -> None:
             {"model": "models:/absent@x"},
         ),
         (MissingError, "no model at .*nowhere: there is no model.json", {"model": "nowhere"}),
-        (CheckpointError, "the source has no part 'heads'", {"parts": ("encoder", "heads")}),
+        (
+            CheckpointError,
+            r"two takes images of 2 channels, those of dataset 'blobs' have 1 \(mr\); choose a model fo",
+            {"model": _for_two_channels(place)},
+        ),
         (ConfigError, "no labelled patient left for training", {"split": {"test": 0.9, "validation": 0.1}}),
     ]
     for kind, message, changes in expected:

@@ -19,15 +19,18 @@ import torch
 import yaml
 
 from hssl_dist.config.finetune import FinetuneConfig
+from hssl_dist.config.parts import TrackingConfig
 from hssl_dist.console import Console
-from hssl_dist.errors import ConfigError, Interrupted
+from hssl_dist.errors import ConfigError, Interrupted, MissingError
 from hssl_dist.jobs import finetune
 from hssl_dist.jobs.starting import part_rates
-from hssl_dist.networks.weights import load_model
+from hssl_dist.networks.transfer import STEM_WEIGHT
+from hssl_dist.networks.weights import load_model, save_model
 from hssl_dist.store import read_manifest
-from hssl_dist.tracking import fetch_model, register_model, start_run
+from hssl_dist.tracking import fetch_model, start_run, sync, waits
 from hssl_dist.tracking.client import connect
 from hssl_dist.training.checkpoint import CheckpointStore
+from tests.mlflow_server import free_port
 from tests.tiny_finetuning import LINEAGE, Place
 
 TRAINING = {"patch_size": (4, 8, 8), "validate_every": 2, "log_every_steps": 2}
@@ -93,13 +96,88 @@ def test_another_config_under_the_same_name_is_refused_in_one_line(place: Place)
     assert place.finetune("taken", **elsewhere).summary["already_done"]
 
 
+def test_a_finished_run_gets_the_name_and_the_aliases_that_it_is_asked_for_later(place: Place) -> None:
+    first = place.finetune("later", register_as="later")
+    aliased = place.finetune("later", alias=("champion", "later-5"))
+    assert aliased.lines == ("run 'later' is done already: models:/later/1, now also champion, later-5",)
+    assert aliased.summary == {
+        **first.summary,
+        "aliases": ["champion", "later-5"],
+        "already_done": True,
+    }
+    assert fetch_model(place.tracking, "models:/later@champion").version == 1
+    again = place.finetune("later", alias=("champion",))
+    assert (again.lines, again.warnings) == (("run 'later' is done already: models:/later/1",), ())
+
+    place.finetune("better", register_as="later", alias=("champion",), seed=1)
+    moved = place.finetune("later", alias=("champion",))
+    assert moved.warnings == (
+        "alias 'champion' has moved on from models:/later/1 and is left where it is; "
+        "`hssl promote --model later --version 1 --alias champion` takes it back",
+    )
+    assert fetch_model(place.tracking, "models:/later@champion").version == 2
+
+    renamed = place.finetune("later", register_as="renamed", alias=("champion",))
+    assert renamed.summary["model"] == "models:/renamed/1"
+    assert fetch_model(place.tracking, "models:/renamed@champion").run_id == first.summary["run_id"]
+
+
+def test_a_finished_run_is_registered_anew_where_the_registry_was_lost(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    first = place.finetune("lost", register_as="lost", alias=("champion",)).summary
+    weights = _weights(first["path"])
+    place.tracking = TrackingConfig(uri=f"sqlite:///{tmp_path}/new/mlflow.db")
+    for _ in range(2):  # what was version 1 is now 2: the same model still
+        with start_run(place.tracking, "pretrain", {}, {}, LINEAGE) as run:
+            run.register(str(place.folder / "pretrained"), "hssl-unet", LINEAGE)
+
+    again = place.finetune("lost", register_as="lost", alias=("champion",))
+    assert again.lines == ("run 'lost' is done already: models:/lost/1, registered anew",)
+    assert again.summary["run_id"] != first["run_id"]
+    assert {**again.summary, "run_id": first["run_id"]} == {**first, "already_done": True}
+    fetched = fetch_model(place.tracking, "models:/lost@champion")
+    assert fetched.run_id == again.summary["run_id"]
+    assert _same(load_model(fetched.folder)[1], weights)
+    version = connect(place.tracking).get_model_version("lost", "1")
+    assert version.tags["hssl.parent_model"] == "models:/hssl-unet/2"
+    (tracked,) = connect(place.tracking).search_runs(["1"], "tags.`hssl.run` = 'lost'")
+    assert tracked.info.status == "FINISHED"
+    third = place.finetune("lost", register_as="lost", alias=("champion",))
+    assert third.lines == ("run 'lost' is done already: models:/lost/1",)
+
+    connect(place.tracking).delete_model_version("lost", "1")
+    (tmp_path / "runs/lost/model/model.json").unlink()
+    with pytest.raises(MissingError, match=r"the model is no longer at .*/runs/lost/model, from where it"):
+        place.finetune("lost", register_as="lost")
+
+
+def test_a_finished_run_waits_for_a_server_that_is_down(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    scratch: dict[str, Any] = {"model": "scratch", "register_as": "down"}
+    first = place.finetune("down", **scratch).summary
+    up, place.tracking = place.tracking, TrackingConfig(uri=f"http://127.0.0.1:{free_port()}")
+    asked = place.finetune("down", **scratch)
+    assert asked.lines == ("run 'down' is done already: models:/down/1",)
+    assert asked.warnings[0].startswith("whether the registry still has models:/down/1 was not asked: the se")
+    wanting = place.finetune("down", **scratch, alias=("champion",))
+    assert wanting.summary["already_done"]
+    assert wanting.warnings[0].startswith("what MLflow was not told waits on: the server at")
+    assert waits(str(tmp_path / "runs/down"))
+    sync(up, str(tmp_path / "runs/down"), any_server=True)
+    assert fetch_model(up, "models:/down@champion").uri == first["model"]
+
+
 def test_a_model_that_has_moved_on_is_another_run(tmp_path: Path) -> None:
     place = Place(tmp_path)
     place.finetune("moved")
+    card, state = load_model(tmp_path / "pretrained")
+    other = tmp_path / "other"
+    other.mkdir()
+    save_model(other, {**state, STEM_WEIGHT: state[STEM_WEIGHT] + 1}, card)
     with start_run(place.tracking, "pretrain", {}, {}, LINEAGE) as run:
-        register_model(place.tracking, place.folder / "pretrained", "hssl-unet", run.id, LINEAGE)
+        run.register(str(other), "hssl-unet", LINEAGE)
     with pytest.raises(
-        ConfigError, match="with model = models:/hssl-unet/1, it is now models:/hssl-unet/2; give"
+        ConfigError, match="with model = models:/hssl-unet/1, it is now models:/hssl-unet/2 and 1 more; give"
     ):
         place.finetune("moved")
     assert place.finetune("moved", model="models:/hssl-unet/1").summary["already_done"]

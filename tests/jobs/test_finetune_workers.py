@@ -1,7 +1,11 @@
-"""Fine-tuning on Ray, with workers that are lost, and with too little memory."""
+"""Fine-tuning on Ray, with workers that are lost or stopped, and with too little memory."""
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -12,10 +16,14 @@ import pytest
 import ray
 
 from hssl_dist import files
-from hssl_dist.errors import MissingError, OutOfMemoryError, WorkerError
+from hssl_dist.errors import Interrupted, MissingError, OutOfMemoryError, WorkerError
+from hssl_dist.jobs.stopping import stop_requests
 from hssl_dist.networks.weights import load_model, save_model
 from hssl_dist.training.checkpoint import CheckpointStore
+from tests.drivers import Driver
 from tests.tiny_finetuning import TRAINING, Place
+
+STEPS, EVERY = 600, 100
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +78,84 @@ def kill_worker_after(checkpoints: CheckpointStore) -> None:
     for process in psutil.Process().children(recursive=True):
         if "_run_task" in " ".join(process.cmdline()):
             process.kill()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_stop_while_it_waits_for_a_cpu_ends_it(place: Place) -> None:
+    holders = [hold.remote() for _ in range(int(ray.cluster_resources()["CPU"]))]
+    over = threading.Event()
+    teller = threading.Thread(target=ask_until, args=(over,))
+    try:
+        with stop_requests():  # or a signal that comes too early would end these tests
+            teller.start()
+            with pytest.raises(Interrupted, match=r"^no worker was running; run it again to go on$"):
+                place.finetune("waits", register_as="waits", runner="ray")
+    finally:
+        over.set()
+        teller.join()
+        for holder in holders:
+            ray.cancel(holder, force=True)
+    assert not (place.folder / "runs/waits").exists()
+
+
+@ray.remote(num_cpus=1, max_retries=0)
+def hold() -> None:
+    """Keeps a CPU."""
+    time.sleep(600)
+
+
+def ask_until(over: threading.Event) -> None:
+    """SIGTERM to this process, as often as a scheduler that is in a hurry."""
+    while not over.wait(1.0):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_sigterm_on_ray_saves_where_it_is_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    """With a checkpoint due so seldom that the newest after the stop is the one that the stop has saved."""
+    place = Place(tmp_path)
+    changes: dict[str, Any] = {
+        "register_as": "stopped",
+        "model": "scratch",
+        "training": {**TRAINING, "steps": STEPS, "validate_every": STEPS // 2},
+        "checkpoint": {"every_steps": EVERY},
+    }
+    whole = place.finetune("whole", **changes).summary
+    config = place.config("stopped", runner="ray", ray={"num_cpus": 1}, **changes)
+    (tmp_path / "config.json").write_text(config.model_dump_json())
+    command = [
+        sys.executable,
+        "-m",
+        "hssl_dist.finetune",
+        "--config",
+        str(tmp_path / "config.json"),
+        "--json",
+    ]
+    checkpoints = CheckpointStore(str(tmp_path / "runs/stopped/checkpoints"))
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "HSSL_"))}
+    with Driver(command, environment) as driver:
+        driver.wait_for("blobs: ")  # the task's own line
+        give_up_s = time.monotonic() + 120.0
+        while checkpoints.latest() is None and time.monotonic() < give_up_s:
+            time.sleep(0.01)
+        driver.process.send_signal(signal.SIGTERM)
+        assert driver.end() == 3, driver.lines
+    step = checkpoints.latest()
+    assert step is not None
+    assert EVERY <= step < STEPS
+    said = [line.strip() for line in driver.lines]
+    assert "asked to stop: saving a checkpoint" in said
+    assert f"hssl finetune: interrupted: stopped after step {step}; run it again to go on" in said
+    assert json.loads(said[-1])["status"] == "interrupted"
+    assert not any("Traceback" in line for line in said)
+
+    with Driver(command, environment) as driver:
+        driver.wait_for(f"going on from the checkpoint of step {step}")
+        assert driver.end() == 0, driver.lines
+    summary = json.loads(driver.lines[-1])
+    assert (summary["best_step"], summary["val_dice"]) == (whole["best_step"], whole["val_dice"])
+    assert (tmp_path / "runs/stopped/model/model.safetensors").read_bytes() == (
+        tmp_path / "runs/whole/model/model.safetensors"
+    ).read_bytes()
 
 
 def test_memory_that_does_not_suffice_is_one_line_with_advice(place: Place, tmp_path: Path) -> None:

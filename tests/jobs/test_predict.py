@@ -27,7 +27,7 @@ from hssl_dist.jobs.preprocess_cases import Assignment, store_cases
 from hssl_dist.records import Case, CaseRecord, Outcome
 from hssl_dist.segmentation import keep_largest
 from hssl_dist.store import open_reader
-from hssl_dist.tracking import register_model, set_alias, start_run
+from hssl_dist.tracking import set_alias, start_run
 from tests.dicom_files import series, write_files
 from tests.tiny_model import (
     LINEAGE,
@@ -146,7 +146,7 @@ def test_models_come_from_the_registry_by_alias_version_run_or_folder(scans, tmp
     tracking = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db")
     folder = save_tiny_model(tmp_path / "model")
     with start_run(tracking, "finetune", {}, {}, LINEAGE) as tracked:
-        version = register_model(tracking, Path(folder), "tiny", tracked.id, LINEAGE)
+        version = tracked.register(folder, "tiny", LINEAGE)
         run_id = tracked.id
     with pytest.raises(MissingError) as caught:
         run("models:/tiny@champion", scans, tmp_path / "none", tracking=tracking)
@@ -206,6 +206,22 @@ def test_a_dicom_series_that_says_it_is_another_modality_fails_alone(tmp_path):
     ct = save_tiny_model(tmp_path / "ct", ("ct",))
     assert counts(run(ct, tmp_path / "in/anna", tmp_path / "out-ct")) == (1, 0, 0)
     assert nibabel.load(tmp_path / "out-ct/anna.nii.gz").shape == (12, 14, 6)
+
+
+def test_another_modality_than_the_models_is_doubted_each_time(tmp_path):
+    ct = save_tiny_model(tmp_path / "ct", ("ct",))
+    write_scan(tmp_path / "in/ben.nii.gz")
+    doubt = "the model takes CT in HU, but hardly a voxel is below -200 (the lowest is "
+    for done in ((1, 0, 0), (0, 1, 0)):
+        outcome = run(ct, tmp_path / "in", tmp_path / "out")
+        assert counts(outcome) == done
+        assert outcome.status == "done"
+        assert outcome.summary["doubted"] == ["ben"]
+        (warning,) = outcome.warnings
+        assert warning.startswith(f"ben: {doubt}")
+    record = json.loads((tmp_path / "out/records/ben.json").read_text())
+    assert record["warnings"] == [warning.removeprefix("ben: ")]
+    assert run(save_tiny_model(tmp_path / "mr"), tmp_path / "in", tmp_path / "mr-out").warnings == ()
 
 
 # -------------------------------------------------------------------------------------- again and again

@@ -86,11 +86,11 @@ def test_models_that_cannot_segment(scans, tmp_path):
             "dataset and fine-tune it again"
         ),
         save_tiny_model(tmp_path / "unknown", recipe=unknown): (
-            "the model's recipe is not one of this version: colour: Extra inputs are not permitted; "
-            "fine-tune it again"
+            "the recipe in the model's card is not one of this version: colour: Extra inputs are not "
+            "permitted; fine-tune it again"
         ),
         save_tiny_model(tmp_path / "odd", patch_size=(3, 8, 8)): (
-            "the model's patch_size (3, 8, 8) is not a multiple of its network's reduction (2, 2, 2); "
+            "the model's patch_size (3, 8, 8) is not a multiple of the network's reduction (2, 2, 2); "
             "fine-tune it again with one that is"
         ),
         save_tiny_model(tmp_path / "torn", recipe=recipe_of(("mr", "mr")).model_dump(mode="json")): (
@@ -241,7 +241,8 @@ def test_bad_cases_fail_with_their_reasons_and_stop_no_other(tmp_path):
         "large": "large.nii.gz: the header declares 200 x 9 x 9 voxels; max_voxels allows 9000",
         "no-image": "no-image.nii.gz: not a NIfTI file; convert it to .nii.gz",
         "pipe": "pipe.nii.gz: cannot be read: it is a pipe or a device",
-        "two-channels": "two-channels: the image has 2 channels (4th dimension); expected 1",
+        "two-channels": "two-channels.nii.gz: the image has 2 channels (4th dimension), but 1 channel is "
+        "expected (mr)",
         "two?lines": "its name cannot be printed; rename the file",
     }
     assert list(outcome.warnings) == [f"{case}: {reason}" for case, reason in failed.items()]
@@ -260,7 +261,11 @@ def test_cases_with_too_many_or_too_few_channels_fail_alone(tmp_path):
             "reason": "3 channels, the last is b_0002.nii.gz; the model takes 2 (mr, mr): if these files are "
             "cases of their own, set `layout` to folder",
         },
-        {"case": "c", "reason": "c: the image has 1 channels (4th dimension); expected 2"},
+        {
+            "case": "c",
+            "reason": "c_0000.nii.gz: the image has one channel, but 2 channels are expected (mr, mr): put "
+            "them into the 4th dimension, or into files of their own as nnU-Net does (_0000, _0001, ...)",
+        },
     ]
 
 
@@ -310,5 +315,6 @@ def test_as_a_command_a_failed_case_is_status_1_and_in_the_json(scans, tmp_path)
         "predicted": 1,
         "skipped": 0,
         "failed": [{"case": "bad", "reason": "bad.nii.gz: the file is empty"}],
+        "doubted": [],
     }
     assert finished.stderr.splitlines()[-1] == "warning: bad: bad.nii.gz: the file is empty"

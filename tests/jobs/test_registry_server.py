@@ -11,13 +11,13 @@ import pytest
 from hssl_dist.config.parts import TrackingConfig
 from hssl_dist.errors import MissingError
 from hssl_dist.records import Lineage
-from hssl_dist.tracking import attach_run, fetch_model, register_model, set_alias, start_run
+from hssl_dist.tracking import attach_run, fetch_model, set_alias, start_run
 from hssl_dist.tracking.client import connect
 from tests.mlflow_server import MlflowServer
 from tests.models import write_placeholder
 
 LINEAGE = Lineage(config_hash="c" * 64, code_version="0.1.0", manifests={"heart": "a" * 64})
-WEIGHTS = b"weights" * 1000
+WEIGHTS, BETTER = b"weights" * 1000, b"better weights" * 1000
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +47,8 @@ def served(server: MlflowServer, tmp_path_factory: pytest.TempPathFactory) -> Se
         worker.log_metrics(1, {"loss": 2.0, "val_dice/left ventricle": 0.5})
         worker.log_figure("figures/loss.png", b"png")
         worker.close()
-        first = register_model(tracking, folder, "hssl-unet", run.id, LINEAGE, alias="champion")
-        second = register_model(tracking, folder, "hssl-unet", run.id, LINEAGE)
+        first = run.register(str(folder), "hssl-unet", LINEAGE, ("champion",))
+        second = run.register(str(write_placeholder(folder, BETTER)), "hssl-unet", LINEAGE)
     return Served(tracking, server, run.id, (first.uri, second.uri))
 
 
@@ -76,7 +76,7 @@ def test_a_model_comes_back_by_version_alias_and_run(
         fetched = fetch_model(served.tracking, uri)
         assert fetched.version == version
         assert fetched.run_id == served.run_id
-        assert (fetched.folder / "model.safetensors").read_bytes() == WEIGHTS
+        assert (fetched.folder / "model.safetensors").read_bytes() == (WEIGHTS if version == 1 else BETTER)
     set_alias(served.tracking, "hssl-unet", 2, "champion")
     assert fetch_model(served.tracking, "models:/hssl-unet@champion").version == 2
     set_alias(served.tracking, "hssl-unet", 1, "champion")

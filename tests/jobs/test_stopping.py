@@ -1,4 +1,4 @@
-"""Signals ask a run to stop; the second one acts as it did before."""
+"""Signals ask a run to stop; a second Ctrl-C acts as it did before."""
 
 import os
 import signal
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from hssl_dist.jobs.stopping import stop_requests
+from hssl_dist.jobs.stopping import asked_by, stop_requests
 
 
 @pytest.fixture(autouse=True)
@@ -25,8 +25,15 @@ def test_the_first_signal_asks(number: signal.Signals) -> None:
         assert not stop_requested()
         os.kill(os.getpid(), number)
         assert stop_requested()
-        assert signal.getsignal(number) is before
     assert signal.getsignal(number) is before
+
+
+def test_sigterm_asks_again() -> None:
+    """Kubernetes and Slurm send it more than once: that must not end what is saving its state."""
+    with stop_requests() as stop_requested:
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stop_requested()
 
 
 def test_the_second_ctrl_c_interrupts() -> None:
@@ -54,3 +61,13 @@ def test_another_thread_gets_no_signals() -> None:
     thread.start()
     thread.join()
     assert answers == [False]
+
+
+def test_who_is_asked_elsewhere_is_asked_here() -> None:
+    elsewhere = threading.Event()
+    with asked_by(elsewhere.is_set), stop_requests() as stop_requested:
+        assert not stop_requested()
+        elsewhere.set()
+        assert stop_requested()
+    with stop_requests() as stop_requested:
+        assert not stop_requested()

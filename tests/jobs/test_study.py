@@ -1,4 +1,4 @@
-"""Studies on a tiny store: run, run again, killed, failing, on Ray; who has looked at the test patients."""
+"""Studies on a tiny store: run, run again, killed, failing, on Ray."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import sys
 import time
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import pytest
 import yaml
@@ -21,16 +20,15 @@ from hssl_dist.config.evaluate import IntervalConfig
 from hssl_dist.config.parts import TrackingConfig
 from hssl_dist.config.study import StudyConfig
 from hssl_dist.console import Console
-from hssl_dist.errors import ConfigError, Interrupted, MissingError
-from hssl_dist.jobs import study
-from hssl_dist.jobs.study_cells import Pretrained
+from hssl_dist.errors import ConfigError, Interrupted, MissingError, StorageError
+from hssl_dist.files.sealed_json import unsealed
+from hssl_dist.jobs.study_cells import Pretrained, with_way
 from hssl_dist.jobs.study_plan import Plan
-from hssl_dist.records import Outcome
 from hssl_dist.sampling.splits import split_manifest
-from hssl_dist.segmentation.study_cells import StudyCell
 from hssl_dist.store import read_manifest
 from hssl_dist.tracking.client import connect
-from tests import tiny_study
+from tests import browser, tiny_study
+from tests.tiny_study import cells_of, run, runs_of
 
 DEADLINE_S = 120.0
 UNLIKE = {"seconds", "run_id", "model", "parent_model"}
@@ -46,15 +44,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(config: StudyConfig, console: Console | None = None) -> Outcome:
-    return study.run(config, console or Console(io.StringIO()))
-
-
-def cells_of(config: StudyConfig) -> dict[str, StudyCell]:
-    folder = Path(config.results) / "cells"
-    return {path.stem: StudyCell.model_validate_json(path.read_text()) for path in folder.glob("*.json")}
-
-
 def is_like_the_undisturbed(folder: Path, config: StudyConfig) -> bool:
     """Whether its cells are those of the study of the fixture, as far as they are in both."""
     alone = cells_of(tiny_study.config(folder))
@@ -62,12 +51,6 @@ def is_like_the_undisturbed(folder: Path, config: StudyConfig) -> bool:
         cell.model_dump(exclude=UNLIKE) == alone[name].model_dump(exclude=UNLIKE)
         for name, cell in cells_of(config).items()
     )
-
-
-def runs_of(config: StudyConfig) -> list[Any]:
-    """The study's own run and those of its pieces."""
-    found = connect(config.tracking).search_runs(["1"])
-    return [run for run in found if f"{run.data.tags['hssl.run']}-".startswith(f"{config.name}-")]
 
 
 # ---------------------------------------------------------------------------------------------------- results
@@ -78,7 +61,7 @@ def test_a_study_leaves_every_cell_its_pretrainings_and_a_summary(folder: Path) 
     cells, plan = cells_of(config), Plan.of(config)
     assert set(cells) == {cell.id for cell in plan.cells}
     (pretrained,) = json.loads((Path(config.folder) / "pretrained.json").read_text())
-    pretrained = Pretrained.model_validate(pretrained)
+    pretrained = Pretrained.model_validate(unsealed("pretrained.json", pretrained))
     assert (pretrained.name, pretrained.arms, pretrained.tasks) == (
         plan.pretrainings[0].name,
         ("hssl-multi",),
@@ -117,12 +100,56 @@ def test_a_study_writes_its_tables_and_its_page_and_logs_them(folder: Path) -> N
         assert float(row["dice"]) == pytest.approx(fmean(map(fmean, patients.values())), abs=1e-6)
     page = (results / "report.html").read_text()
     summary = json.loads((results / "summary.json").read_text())
+    assert "<dt>Multi-domain HSSL</dt><dd>pretrained without labels on images of all datasets; taken" in page
+    assert (
+        page.count("Multi-domain HSSL, seed 0, for blobs and spots ends at ") >= 5
+    )  # a chart for each metric
     for told in (summary["config_hash"], "Health of the pretraining", "Scratch", *tiny_study.TASKS):
         assert told in page
     (parent,) = [run for run in runs_of(config) if run.data.tags["hssl.job"] == "study"]
     artifacts = connect(config.tracking).list_artifacts(parent.info.run_id, "validation")
     logged = {Path(artifact.path).name for artifact in artifacts}
     assert logged >= {"cells.csv", "table.csv", "results.json", "report.html"}
+
+
+def test_the_page_of_a_run_is_whole_in_a_browser(folder: Path, chromium: browser.Browser) -> None:
+    config = tiny_study.config(folder)
+    results = Path(config.results)
+    page = chromium.open((results / "report.html").as_uri())
+    assert page.complaints() == []
+    assert page.requests() == [(results / "report.html").as_uri()]
+    drawn = sum(min(3, len(cell.cases)) for cell in cells_of(config).values())  # best, median and worst
+    assert page.evaluate("document.images.length") == drawn
+    assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+    script = """[...document.querySelectorAll('#numbers tbody tr')].map(row => [row.cells[0].textContent,
+        row.cells[2].textContent, ...[...row.cells[7].querySelectorAll('data')].map(one => one.value)])"""
+    titles = {"scratch": "Scratch", "hssl-multi": "Multi-domain HSSL"}
+    assert page.evaluate(script) == [
+        [
+            row["task"],
+            titles[row["arm"]],
+            *(row[key] for key in ("dice", "dice_low", "dice_high") if row[key]),
+        ]
+        for row in csv.DictReader((results / "table.csv").read_text().splitlines())
+    ]
+
+
+def test_what_is_kept_of_predictions_is_told_also_of_cells_of_before(folder: Path) -> None:
+    config = tiny_study.config(folder)
+    cells = cells_of(config)
+    ways = {name: cell.keep_largest for name, cell in cells.items()}
+    for name, way in ways.items():
+        noted = json.loads((Path(config.runs) / f"tiny-{name}" / "done.json").read_text())["summary"]
+        assert way == noted["keep_largest"] is not None
+    found = json.loads((Path(config.results) / "results.json").read_text())["selection"]
+    said = found["chosen on validation patients, blobs"]
+    assert said.startswith("of predictions are kept: ")
+    assert sum(int(part.rpartition(" in ")[2]) for part in said.split(", ")) == 2
+    cell = next(cell for cell in Plan.of(config).cells if cell.task.dataset == "blobs")
+    before = cells[cell.id].model_copy(update={"keep_largest": None})
+    assert with_way(config, cell, before) == cells[cell.id]
+    gone = config.model_copy(update={"runs": str(folder / "gone")})
+    assert with_way(gone, cell, before).keep_largest is None
 
 
 def test_cells_of_a_pair_share_their_labels(folder: Path) -> None:
@@ -198,6 +225,8 @@ def test_a_study_that_loses_its_tracker_and_a_task_keeps_its_results(folder: Pat
     page = (Path(both.results) / "report.html").read_text()
     assert "pictures of blobs: left out, " in page
     assert "pictures of spots: left out, " not in page
+    run(both.model_copy(update={"tracking": alone.tracking}))  # the server of before is back
+    assert "pictures of blobs: left out, " not in (Path(both.results) / "report.html").read_text()
     assert len(list(csv.DictReader((Path(both.results) / "table.csv").read_text().splitlines()))) == 4
     tuned = alone.model_copy(update={"part": "validation", "seeds": (0, 1)})
     run(tuned)
@@ -268,6 +297,9 @@ def test_tables_and_page_are_made_anew_when_the_question_changes(folder: Path, t
     run(config)
     assert json.loads((results / "results.json").read_text()) == first
     assert "Health of the pretraining" in (results / "report.html").read_text()
+    (results / "results.json").write_text(json.dumps(first | {"made_of": "what other code had made"}))
+    run(config)
+    assert json.loads((results / "results.json").read_text()) == first
     run(config.model_copy(update={"intervals": IntervalConfig(confidence=0.9)}))
     second = json.loads((results / "results.json").read_text())
     assert (first["intervals"]["confidence"], second["intervals"]["confidence"]) == (0.95, 0.9)
@@ -317,75 +349,17 @@ def test_a_dataset_that_is_not_there_is_told_before_anything_runs(folder: Path) 
     assert not (folder / "studies/missing").exists()
 
 
-# -------------------------------------------------------------------------------------------------- reporting
-
-
-def test_test_patients_are_scored_by_one_study_unless_asked_for(folder: Path, tmp_path: Path) -> None:
-    place = {
-        "runs": str(tmp_path / "runs"),
-        "output": str(tmp_path / "studies"),
-        "tasks": tiny_study.BLOBS_ALONE,
-    }
-    tuned = tiny_study.config(folder, name="tuned", arms=["scratch"], **place)
-    assert run(tuned).status == "done"
-    reports = tuned.model_copy(update={"part": "test"})
-    runs_before = len(runs_of(reports))
-    summary = run(reports).summary
-    assert (
-        len(runs_of(reports)) == runs_before
-    )  # the networks are those that were tuned; they are only scored
-    assert summary["looks"]["blobs"] == {"patients": 2, "looks": 1}
-    cells = cells_of(reports)
-    test = split_manifest(read_manifest(tuned.store.url, "blobs"), tuned.split).test
-    scored = cells["blobs-f0.5-s0-r0-scratch"]
-    assert (scored.part, {case.patient for case in scored.cases}) == ("test", set(test))
-    assert set(cells_of(tuned)) == set(cells)
-
-    assert run(reports).summary["looks"]["blobs"]["looks"] == 1
-    second = tiny_study.config(folder, name="second", arms=["scratch"], part="test", **place)
-    with pytest.raises(ConfigError) as caught:
-        run(second)
-    assert str(caught.value).startswith(
-        "2 of the 2 test patients of 'blobs' were scored as test patients by the study 'tuned' of another "
-        "config ("
-    )
-    assert not (tmp_path / "runs/second-blobs-f0.5-s0-r0-scratch").exists()
-    again = run(second.model_copy(update={"look_again": True})).summary
-    assert again["looks"]["blobs"] == {"patients": 2, "looks": 2}
-    ledger = json.loads((tmp_path / "runs/reporting/blobs.json").read_text())
-    assert [(look["study"], look["part"]) for look in ledger] == [
-        ("tuned", "validation"),
-        ("tuned", "test"),
-        ("second", "test"),
-    ]
-    assert ledger[1]["patients"] == list(test)
-
-
-def test_patients_that_were_tuned_on_are_no_test_patients(folder: Path, tmp_path: Path) -> None:
-    place = {"runs": str(tmp_path / "runs"), "output": str(tmp_path / "out"), "tasks": tiny_study.BLOBS_ALONE}
-    folds = [{"folds": 4, "fold": fold, "validation": 0.25} for fold in (0, 1)]
-    tuned = tiny_study.config(folder, name="tuned", arms=["scratch"], split=folds[0], **place)
-    manifest = read_manifest(tuned.store.url, "blobs")
-    seen = set(split_manifest(manifest, tuned.split).validation)
-    assert run(tuned).status == "done"
-    splits = [tiny_study.config(folder, split={**folds[0], "fold": fold}).split for fold in range(4)]
-    split = next(split for split in splits if seen & set(split_manifest(manifest, split).test))
-    reports = tiny_study.config(folder, name="reports", arms=["scratch"], split=split, part="test", **place)
-    with pytest.raises(ConfigError) as caught:
-        run(reports)
-    assert "were scored as validation patients by the study 'tuned' of another config (" in str(caught.value)
-    assert "; keep the split that it was tuned with, or set look_again, " in str(caught.value)
-    again = run(reports.model_copy(update={"look_again": True})).summary
-    assert again["looks"]["blobs"]["looks"] == 2
-
-
-def test_a_part_without_patients_is_told_before_anything_runs(folder: Path, tmp_path: Path) -> None:
-    config = tiny_study.config(
-        folder, name="empty", split={"test": 0.25, "validation": 0.0}, runs=str(tmp_path)
-    )
-    with pytest.raises(ConfigError, match="'blobs' has no validation patient to score; change split or part"):
-        run(config)
-    assert not list(tmp_path.iterdir())
+def test_a_place_that_cannot_be_written_is_told_in_a_line(folder: Path, tmp_path: Path) -> None:
+    """What is there of the study is a file where a folder should be."""
+    config = tiny_study.config(folder, name="full", tasks=tiny_study.BLOBS_ALONE, arms=["scratch"])
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/validation").write_text("")
+    with pytest.raises(StorageError) as caught:
+        run(config.model_copy(update={"output": str(tmp_path)}))
+    said = str(caught.value)
+    assert said.startswith(f"{tmp_path}/full/validation/")
+    assert " cannot be written: " in said
+    assert len(said.splitlines()) == 1
 
 
 # -------------------------------------------------------------------------------------------------------- Ray

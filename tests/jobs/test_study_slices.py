@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,8 @@ from typing import Any
 import pytest
 
 from hssl_dist.config.study import StudyConfig
-from hssl_dist.console import Console
-from hssl_dist.jobs import study
-from hssl_dist.records import Outcome
-from tests.tiny_study import TASKS, config, write_store
+from hssl_dist.jobs.looks import Look, read_looks
+from tests.tiny_study import TASKS, config, run, write_store
 
 
 @pytest.fixture(scope="module")
@@ -22,10 +19,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("slices")
     write_store(folder)
     return folder
-
-
-def run(settings: StudyConfig) -> Outcome:
-    return study.run(settings, Console(io.StringIO()))
 
 
 def cells(settings: StudyConfig) -> dict[str, Any]:
@@ -38,9 +31,8 @@ def cells(settings: StudyConfig) -> dict[str, Any]:
     }
 
 
-def looks(settings: StudyConfig, task: str) -> list[dict[str, Any]]:
-    file = Path(settings.runs) / "reporting" / f"{task}.json"
-    return json.loads(file.read_text()) if file.exists() else []
+def looks(settings: StudyConfig, task: str) -> list[Look]:
+    return read_looks(settings.runs, task)
 
 
 def test_slices_make_the_study_that_is_run_at_once(folder: Path) -> None:

@@ -89,3 +89,11 @@ def test_what_does_not_go_together_is_refused(words: tuple[str, ...], message: s
         _load(*words)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_two_values_of_one_name_are_refused() -> None:
+    with pytest.raises(ConfigError) as caught:
+        _load("--predictions", "/p", "--labels", "/l", "--classes", '{"1": "x", "2": "y", "7": "x"}')
+    assert str(caught.value) == (
+        "classes: label values 1 and 7 are both called 'x'; give each a name of its own"
+    )

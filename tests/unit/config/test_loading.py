@@ -50,6 +50,45 @@ def test_flags_win_over_environment_over_file_over_default(
     assert config.log_every_steps == PretrainConfig().log_every_steps
 
 
+@pytest.mark.parametrize(
+    ("words", "environment", "message"),
+    [
+        (
+            ("--surface_dice.class_tolerance_mm", "{liver: 7}"),
+            {},
+            "--surface_dice.class_tolerance_mm cannot be read; write it as JSON in single quotes: "
+            "--surface_dice.class_tolerance_mm '{\"key\": value}', text in double ones",
+        ),
+        (
+            ("--classes", "1:x"),
+            {},
+            "--classes cannot be read; write it as JSON in single quotes: --classes '{\"key\": value}', text "
+            "in double ones",
+        ),
+        (
+            ("--predictions", "[a"),
+            {},
+            "--predictions cannot be read; write it as JSON in single quotes: --predictions '[value, value]'"
+            ", text in double ones",
+        ),
+        (
+            (),
+            {"HSSL_CLASSES": "{'1': 'x'}"},
+            "HSSL_CLASSES cannot be read; write it as JSON in single quotes: HSSL_CLASSES '{\"key\": value}'"
+            ", text in double ones",
+        ),
+    ],
+)
+def test_a_list_or_mapping_that_cannot_be_parsed_names_its_flag_and_the_form(
+    words: tuple[str, ...], environment: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError) as caught:
+        load_config(EvaluateConfig, "hssl evaluate", words)
+    assert str(caught.value) == message
+
+
 def test_a_part_given_in_part_keeps_its_other_defaults(tmp_path: Path) -> None:
     (tmp_path / "part.yaml").write_text("decoder: {steps: 7}\n")
     config = load("--config", str(tmp_path / "part.yaml"), "--encoder.warmup_steps", "3")

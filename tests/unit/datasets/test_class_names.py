@@ -34,3 +34,7 @@ def test_what_makes_no_classes_is_refused(tmp_path: Path) -> None:
         class_names(_write(tmp_path, [1, 2]))
     with pytest.raises(ConfigError, match=r"dataset\.json: label 'x' is 'y', which is no whole number"):
         class_names(_write(tmp_path, {"background": 0, "x": "y"}))
+    with pytest.raises(
+        ConfigError, match=r"dataset\.json: label values 1 and 3 are both called 'LV'; give each a name"
+    ):
+        class_names(_write(tmp_path, {"0": "background", "1": "LV", "2": "RV", "3": "LV"}))

@@ -38,6 +38,12 @@ def test_msd_stays_inside_its_folder(disk, path):
             find(disk, "msd")
 
 
+def test_msd_refuses_two_values_of_one_name(disk):
+    put(disk, LAYOUT_FILES["msd"], {**MSD, "labels": {"0": "background", "1": "a", "2": "a"}})
+    with pytest.raises(ConfigError, match=r"label values 1 and 2 are both called 'a'; give each a name of"):
+        find(disk, "msd")
+
+
 def test_nnunet(root):
     put_layout(root, "nnunet")
     assert told(root, "nnunet") == [

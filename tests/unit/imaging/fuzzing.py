@@ -84,6 +84,8 @@ DAMAGES: tuple[Callable[[bytearray, np.random.Generator], None], ...] = (
 def renumbered(data: bytearray, rng: np.random.Generator) -> None:
     """A word or number of a header of text is another."""
     words = list(re.finditer(rb"[-\w.]+", data[: header_end(data)]))
+    if not words:  # of a file that was cut to next to nothing
+        return
     word = words[rng.integers(len(words))]
     data[word.start() : word.end()] = WORDS[rng.integers(len(WORDS))]
 

@@ -17,7 +17,7 @@ from hssl_dist.errors import InputError
 from hssl_dist.imaging import load_case
 from hssl_dist.imaging.orientation import to_ras
 from hssl_dist.imaging.source import read_source
-from tests.itk_files import OBLIQUE, image_of, write_image
+from tests.itk_files import FORMATS, OBLIQUE, header_and_voxels, image_of, voxels, write_image
 
 LIMIT = 1 << 20
 DTYPES = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float32", "float64")
@@ -29,15 +29,6 @@ HALF_TURNS = [
     for signs in ((1, 1, 1), (-1, 1, 1), (1, -1, 1), (1, 1, -1))
 ]
 DIRECTIONS = [*HALF_TURNS, OBLIQUE]
-FORMATS = (("a.nrrd", False), ("a.nrrd", True), ("a.mha", False), ("a.mha", True))
-
-
-def voxels(dtype: str = "int16", shape: tuple[int, int, int] = (4, 5, 6)) -> np.ndarray:
-    rng = np.random.default_rng(0)
-    if dtype.startswith("float"):
-        return rng.normal(size=shape).astype(dtype)
-    info = np.iinfo(dtype)
-    return rng.integers(info.min, info.max, shape, dtype=dtype, endpoint=True)
 
 
 @pytest.mark.parametrize(("name", "compressed"), FORMATS)
@@ -90,13 +81,6 @@ def test_reads_from_a_url(tmp_path, name, compressed):
     path = Path(write_image(tmp_path / name, image_of(voxels()), compressed))
     files.write(f"memory://itk/{name}", path.read_bytes())
     np.testing.assert_array_equal(read_source(f"memory://itk/{name}", LIMIT).raw[0], voxels())
-
-
-def header_and_voxels(path: str) -> tuple[bytes, bytes]:
-    data = Path(path).read_bytes()
-    end = b"\n\n" if path.endswith(".nrrd") else b"LOCAL\n"
-    split = data.index(end) + len(end)
-    return data[:split], data[split:]
 
 
 @pytest.fixture
@@ -212,6 +196,11 @@ HEADER_FAULTS = {
         ("TransformMatrix = .*", "TransformMatrix = nan 0 0 0 1 0 0 0 1"),
         "'TransformMatrix' has an entry that is no",
     ),
+    "beyond all measure": (
+        "a.mha",
+        ("TransformMatrix = .*", "TransformMatrix = 1 0 0 0 1 0 0 1e308 1"),
+        "the affine has NaN or infinite entries",
+    ),
     "singular": (
         "a.nrrd",
         (r"space directions: .*", "space directions: (1,0,0) (1,0,0) (0,0,1)"),
@@ -307,57 +296,6 @@ def test_a_header_without_its_voxels_is_refused(tmp_path, name):
     path = write_image(tmp_path / name, image_of(voxels()))
     whole = {"a.nhdr": ".nrrd", "a.mhd": ".mha"}[name]
     with pytest.raises(InputError, match=rf"^{name}: a header without its voxels; convert it to \{whole}$"):
-        read_source(path, LIMIT)
-
-
-@pytest.mark.parametrize(("name", "compressed"), FORMATS)
-def test_a_size_is_refused_before_any_voxel_is_read(tmp_path, name, compressed):
-    path = write_image(tmp_path / name, image_of(voxels()), compressed)
-    header, _ = header_and_voxels(path)
-    Path(path).write_bytes(header)
-    with pytest.raises(InputError, match=f"^{name}: the header declares 6 x 5 x 4 voxels; max_voxels allows"):
-        read_source(path, 119)
-
-
-def flipped(data: bytes, position: int) -> bytes:
-    return data[:position] + bytes([data[position] ^ 4]) + data[position + 1 :]
-
-
-BODY_FAULTS = {
-    "cut": (lambda body: body[:-20], "truncated: "),
-    "none": (lambda body: b"", "truncated: "),
-    "long tail": (lambda body: body + bytes(range(1, 200)) * 1000, "bytes"),
-}
-
-
-@pytest.mark.parametrize(("name", "compressed"), FORMATS)
-@pytest.mark.parametrize("fault", BODY_FAULTS)
-def test_refuses_voxels(tmp_path, name, compressed, fault):
-    path = write_image(tmp_path / name, image_of(voxels()), compressed)
-    header, body = header_and_voxels(path)
-    damage, reason = BODY_FAULTS[fault]
-    Path(path).write_bytes(header + damage(body))
-    with pytest.raises(InputError, match=reason) as raised:
-        read_source(path, LIMIT)
-    assert str(raised.value).startswith(f"{name}: ")
-
-
-@pytest.mark.parametrize("name", ["a.nrrd", "a.mha"])
-def test_every_flipped_bit_of_compressed_voxels_is_noticed(tmp_path, name):
-    path = write_image(tmp_path / name, image_of(voxels(shape=(9, 9, 9))), True)
-    header, body = header_and_voxels(path)
-    start = 10 if name == "a.nrrd" else 0  # the rest of a gzip header says nothing of the voxels
-    for position in range(start, len(body), 31):
-        Path(path).write_bytes(header + flipped(body, position))
-        with pytest.raises(InputError, match=r"corrupt compressed voxels|truncated|after the end"):
-            read_source(path, LIMIT)
-
-
-def test_a_bomb_is_refused_when_it_has_grown_beyond_its_header(tmp_path):
-    path = write_image(tmp_path / "a.mha", image_of(np.zeros((400, 400, 400), np.int8)), True)
-    header, body = header_and_voxels(path)
-    Path(path).write_bytes(re.sub(rb"DimSize = .*", b"DimSize = 40 40 40", header) + body)
-    with pytest.raises(InputError, match=r"^a.mha: holds more than the 64000 bytes its header declares"):
         read_source(path, LIMIT)
 
 

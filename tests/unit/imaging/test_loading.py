@@ -11,8 +11,9 @@ import pytest
 from nibabel import orientations
 
 from hssl_dist.errors import InputError
-from hssl_dist.imaging import load_case, restore
+from hssl_dist.imaging import load_case
 from hssl_dist.records import Scaling
+from tests.restoring import restore
 
 LIMIT = 1 << 20
 CLASSES = {1: "one", 2: "two"}
@@ -141,7 +142,7 @@ IMAGE_FAULTS = {
     "constant": (np.full((3, 4, 5), 7, np.int16), "i.nii: the image is constant: every voxel is 7"),
     "4D": (
         np.zeros((3, 4, 5, 2), np.int16),
-        "case-1: the image has 2 channels (4th dimension); expected 1",
+        "i.nii: the image has 2 channels (4th dimension), but 1 channel is expected (mr)",
     ),
 }
 
@@ -155,14 +156,14 @@ def test_refuses_an_image(write, case_of, fault):
 
 def test_refuses_channels_that_do_not_fit(write, case_of):
     pair = ("mr", "mr")
-    with pytest.raises(InputError, match=re.escape("1 channels (4th dimension); expected 2")):
+    with pytest.raises(InputError, match=r"^0.nii: the image has one channel, but 2 channels are expec"):
         load_case(case_of(write("0.nii", IMAGE), modalities=pair), CLASSES, LIMIT)
     with pytest.raises(InputError, match=re.escape("1.nii: shape (2, 4, 5) differs from (3, 4, 5) of 0.nii")):
         load_case(case_of(write("0.nii", IMAGE), write("1.nii", IMAGE[1:]), modalities=pair), CLASSES, LIMIT)
     both = write("1.nii", np.stack([IMAGE, IMAGE], axis=3))
     with pytest.raises(InputError, match=r"^1.nii: 2 channels in a file that is one channel$"):
         load_case(case_of(write("0.nii", IMAGE), both, modalities=pair), CLASSES, LIMIT)
-    with pytest.raises(InputError, match=re.escape("2 channels of (3, 4, 5) exceed max_voxels 100")):
+    with pytest.raises(InputError, match=re.escape("0.nii: 2 channels of (3, 4, 5) exceed max_voxels 100")):
         load_case(case_of(write("0.nii", IMAGE), write("1.nii", IMAGE), modalities=pair), CLASSES, 100)
 
 

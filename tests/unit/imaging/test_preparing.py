@@ -18,11 +18,11 @@ from hssl_dist.imaging import (
     foreground_samples,
     load_case,
     prepare,
-    restore,
     survey_case,
 )
 from hssl_dist.records import Geometry, Scaling, Volume
 from hssl_dist.store.quantising import stored_numbers
+from tests.restoring import restore
 from tests.unit.imaging.reference import prepare_whole
 
 MR = ChannelRecipe(rule="mr")
@@ -247,13 +247,6 @@ def test_a_file_s_numbers_and_their_values_are_one_volume():
     unlabelled = [dataclasses.replace(volume, label=None) for volume in (narrow, wide)]
     assert survey_case("c", unlabelled[0]) == survey_case("c", unlabelled[1])
     assert foreground_samples(narrow, 3) == foreground_samples(wide, 3)
-
-
-def test_restore_refuses_another_shape():
-    image, label = head()
-    stored, _ = prepare(volume_of(image[None], label), recipe_of((1.0, 1.0, 1.0)))
-    with pytest.raises(ValueError, match="the stored volume has"):
-        restore(stored.label[1:], stored.geometry)
 
 
 DIGEST = """

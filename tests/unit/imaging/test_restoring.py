@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from hssl_dist.imaging import restore, restore_scores
+from hssl_dist.imaging import restore_scores
 from hssl_dist.imaging.resampling import resampled_grid
 from hssl_dist.records import Geometry
+from tests.restoring import restore
 
 AFFINE = np.array([[0, -1.2, 0, 5], [-0.8, 0, 0, 7], [0, 0, 2.5, 9], [0, 0, 0, 1]])
 

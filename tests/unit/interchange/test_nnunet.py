@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -257,6 +258,25 @@ def test_an_export_verifies_itself(tmp_path: Path, make: Any) -> None:
     assert (found.input_shape, found.outputs) == ((1, 1, 8, 8, 24), 3)
     assert found.max_difference is not None
     assert found.max_difference <= found.tolerance
+
+
+@pytest.mark.parametrize("make", [pretrained_model, segmentation_model])
+def test_without_nnunet_the_package_of_its_networks_does(tmp_path: Path, make: Any) -> None:
+    def without_nnunet(name: str) -> Any:
+        if name.startswith("nnunetv2"):
+            raise ImportError("No module named 'nnunetv2'")
+        return importlib.import_module(name)
+
+    unet = exported(tmp_path, make(NETWORKS["anisotropic"]))
+    whole = nnunet.verify_nnunet(unet, tmp_path)
+    found = nnunet.verify_nnunet(unet, tmp_path, without_nnunet)
+    assert found.note.startswith("verified with dynamic-network-architectures 0.")
+    assert (found.verified, found.outputs, found.max_difference) == (True, 3, whole.max_difference)
+    weights = torch.load(tmp_path / nnunet.CHECKPOINT, weights_only=True)
+    weights["network_weights"]["encoder.stem.convs.0.conv.weight"] += 0.1
+    torch.save(weights, tmp_path / nnunet.CHECKPOINT)
+    with pytest.raises(CheckpointError, match=r"dynamic-network-architectures .* builds differs by .* from"):
+        nnunet.verify_nnunet(unet, tmp_path, without_nnunet)
 
 
 def test_a_missing_library_is_said_plainly(tmp_path: Path) -> None:

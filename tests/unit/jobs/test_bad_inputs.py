@@ -25,9 +25,9 @@ from tests.bad_inputs import (
     Quarantined,
     Refused,
     Warned,
-    table,
     write_row,
 )
+from tests.bad_inputs_table import table
 from tests.spoiling import HEALTHY
 
 REQUIRED = """

@@ -12,23 +12,21 @@ from typing import Any
 
 import pytest
 
-from hssl_dist.config.evaluate import IntervalConfig
 from hssl_dist.jobs.study_context import StudyContext
-from hssl_dist.jobs.study_outputs import cells_csv, table_csv, write_outputs
+from hssl_dist.jobs.study_outputs import cells_csv, results_json, table_csv, write_outputs
 from hssl_dist.jobs.study_report import study_page
 from hssl_dist.report.evaluation import Picture, Value
 from hssl_dist.report.montage import montage
 from hssl_dist.report.study import Cases, EmbeddingMap
 from hssl_dist.report.study_words import between, gain
+from hssl_dist.segmentation.power import LEVELS
 from hssl_dist.segmentation.study import Questions, StudyResults, summarise_study
 from hssl_dist.segmentation.study_cells import StudyCell
 from hssl_dist.segmentation.study_pairs import CellKey, key_of
 from tests import browser
-from tests.study_cells import cell, scored, simulated
+from tests.study_cells import FEW, QUESTIONS, cell, scored, simulated
 
 MINUS = "\N{MINUS SIGN}"
-FEW = IntervalConfig(resamples=1000)
-QUESTIONS = Questions("multi", (("multi", "single"),), ("single", "multi"))
 GONE = CellKey("acdc", 0.05, "single", 3, 1)
 
 
@@ -39,6 +37,7 @@ def _context(**changes: Any) -> StudyContext:
         "config_hash": "ab" * 32,
         "intervals": FEW,
         "titles": {"multi": "HSSL multi-domain", "single": "HSSL single-domain"},
+        "arms": [("HSSL multi-domain", "pretrained on everything")],
         "lineage": {"code_version": "0.1.0", "manifests": {"acdc": "cd" * 32}},
     }
     return StudyContext(**(values | changes))
@@ -141,6 +140,7 @@ def test_a_gain_a_null_and_a_loss_are_said_plainly() -> None:
     assert "lies above 0 on 0 of 1 task, and below 0 on 1." in loss
     assert "<strong>worse</strong>" in loss
     assert "points below all labels</strong>" in null
+    assert "<dt>HSSL multi-domain</dt><dd>pretrained on everything</dd>" in null
     assert "the last quarter of the steps gave scratch" in null
 
 
@@ -150,6 +150,10 @@ def test_of_several_tasks_the_primary_comparisons_are_adjusted() -> None:
     assert "1 planned cell not there; pairs that need them are left out." in page
     assert "single on acdc, 5% of the labels, subset 3, seed 1" in page
     assert "left out 1 run without a partner (subset 3 seed 1)" in page
+    assert (
+        "acdc, 5% of the labels: means and curves are of the 9 runs that all arms have; left out of them: "
+        "scratch subset 3 seed 1; HSSL multi-domain subset 3 seed 1"
+    ) in page
 
 
 def test_words_say_what_does_not_stand() -> None:
@@ -167,7 +171,7 @@ def test_words_say_what_does_not_stand() -> None:
     assert (alone.label, alone.outcome) == ("not known", "unknown")
     assert "With 12.5% of the labels, HSSL is 30.00 Dice points below scratch; " in alone.text
     better = between("HSSL", "single", 0.05, found, 0.2, "95%")
-    assert (better.label, better.text[-20:]) == ("better, but not firmly", "By itself, p = 0.20.")
+    assert (better.label, better.text[-20:]) == ("better than single, but not firmly", "By itself, p = 0.20.")
     nothing = between("HSSL", "single", 0.05, Value(math.nan), math.nan, "95%")
     assert "HSSL and single have no pair of runs in common." in nothing.text
 
@@ -185,6 +189,13 @@ def test_what_is_absent_is_left_out_and_texts_are_escaped() -> None:
 def test_without_the_main_arm_nothing_is_claimed() -> None:
     results = summarise_study([cell()], Questions("multi"), FEW)
     assert "There is no run of the main arm beside scratch" in study_page(results, _context())
+
+
+def test_arms_without_a_run_in_common_have_a_page_without_means() -> None:
+    results = summarise_study([cell(seed=0), cell("multi", seed=1)], Questions("multi"), FEW)
+    page = study_page(results, _context())
+    assert "means and curves are of the 0 runs that all arms have" in page
+    assert "no pair of runs in common" in page
 
 
 def test_a_claim_without_its_cells_is_not_known_even_without_any_of_scratch() -> None:
@@ -231,6 +242,19 @@ def test_the_page_renders_without_complaint_in_both_themes_and_on_a_phone(
     assert page.evaluate("document.querySelectorAll('figure svg').length") > 10
 
 
+def test_long_names_of_arms_leave_room_for_numbers(chromium: browser.Browser, tmp_path: Path) -> None:
+    """The first share's on a phone, all columns on a desktop."""
+    titles = {"multi": "Weighted multi-domain HSSL", "single": "Single-domain HSSL"}
+    (tmp_path / "report.html").write_text(study_page(_results(), _context(titles=titles)), encoding="utf-8")
+    page = chromium.open((tmp_path / "report.html").as_uri(), width=360)
+    first_column = """[...document.querySelectorAll('section[aria-labelledby=table] > .scroll tbody tr')].map(
+        row => row.cells[1].getBoundingClientRect().right)"""
+    assert max(page.evaluate(first_column)) < 360
+    page.resize(1000, 900)
+    page.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
+    assert page.evaluate("document.querySelector('#numbers').getBoundingClientRect().right") < 1000
+
+
 def test_the_rendered_numbers_are_those_of_the_table(chromium: browser.Browser, url: str) -> None:
     page = chromium.open(url)
     script = """[...document.querySelectorAll('#numbers tbody tr')].map(row => [...row.cells].map(
@@ -251,6 +275,83 @@ def test_the_rendered_numbers_are_those_of_the_table(chromium: browser.Browser, 
             assert cells[9][0].split()[0] in (points, points[1:] if points[1:] == "0.00" else points)
         assert cells[10][1:] == [row["p"]] * bool(row["p"])
         assert cells[11][1:] == [row["p_holm"]] * bool(row["p_holm"])
+
+
+@pytest.fixture(scope="module")
+def written() -> dict[str, Any]:
+    return json.loads(results_json(_results(), _full_context()))
+
+
+def _shown(page: browser.Page, section: str) -> list[list[list[str]]]:
+    """The rows of a section's tables: of each cell its text, then the values of its numbers."""
+    page.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
+    rows: list[list[list[str]]] = page.evaluate(
+        f"""[...document.querySelectorAll('section[aria-labelledby={section}] tbody tr')].map(row =>
+        [...row.cells].map(cell =>
+        [cell.innerText, ...[...cell.querySelectorAll('data')].map(one => one.value)]))"""
+    )
+    return rows
+
+
+def _exact(*values: float | None) -> list[str]:
+    return [f"{value:.6f}" for value in values if value is not None]
+
+
+def _called(group: dict[str, Any]) -> tuple[str, str]:
+    title = {"multi": "HSSL multi-domain", "single": "HSSL single-domain"}.get(group["arm"], group["arm"])
+    return title, f"{100 * group['fraction']:g}%"
+
+
+@pytest.mark.parametrize("section", ["pairs", "gaps"])
+def test_the_rendered_differences_are_those_of_the_json(
+    chromium: browser.Browser, url: str, written: dict[str, Any], section: str
+) -> None:
+    shown = {
+        (task[0], first[0], other[0]): cells
+        for task, first, other, *cells in _shown(chromium.open(url), section)
+    }
+    assert len(shown) == len(written[section]) > 5
+    for found in written[section]:
+        sides = (", ".join(_called(found[side])) for side in ("first", "other"))
+        difference, pairs, *p = shown[found["first"]["task"], *sides]
+        assert difference[1:] == _exact(found["value"], found["low"], found["high"])
+        assert pairs == [" × ".join(map(str, found["sizes"]))]  # noqa: RUF001
+        assert [cell[1:] for cell in p] == [_exact(found["p_holm"])] * (section == "pairs")
+
+
+def test_the_rendered_convergence_is_that_of_the_json(
+    chromium: browser.Browser, url: str, written: dict[str, Any]
+) -> None:
+    shown = {
+        (task[0], share[0], arm[0]): cells
+        for task, share, arm, *cells in _shown(chromium.open(url), "convergence")
+    }
+    assert len(shown) == len(written["convergence"]) == 18
+    for found in written["convergence"]:
+        title, share = _called(found)
+        gain, converged, runs, best_step = shown[found["task"], share, title]
+        assert gain[1:] == _exact(*(found["gain"][key] for key in ("value", "low", "high")))
+        assert converged == [{True: "yes", False: "no"}[found["converged"]]]
+        assert (runs, best_step[1:]) == ([str(found["runs"])], _exact(found["best_step"]))
+
+
+def test_the_rendered_power_is_that_of_the_json(
+    chromium: browser.Browser, url: str, written: dict[str, Any]
+) -> None:
+    shown = {
+        (task[0], share[0], arm[0]): cells for task, share, arm, *cells in _shown(chromium.open(url), "power")
+    }
+    rows = [row for row in written["rows"] if row["power"] is not None]
+    assert len(shown) == len(rows) == 12
+    for row in rows:
+        title, share = _called(row)
+        pairs, error, power, *needed = shown[row["task"], share, title]
+        found = row["power"]
+        assert pairs == [" × ".join(str(found["sizes"][level]) for level in LEVELS)]  # noqa: RUF001
+        assert (error[1:], power[1:]) == (_exact(found["standard_error"]), _exact(found["power"]))
+        assert power[0].endswith("*") == bool(found["unseen"])
+        texts = {level: str(found["needed"].get(level) or "no number") for level in LEVELS}
+        assert needed == [["–" if level in found["unseen"] else texts[level]] for level in LEVELS]  # noqa: RUF001
 
 
 def test_a_browser_hears_what_a_page_complains_of(chromium: browser.Browser, tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_three_cases_are_drawn_with_both_models(tmp_path: Path) -> None:
 def test_the_demo_draws_each_chosen_case_in_three_tiles(tmp_path: Path) -> None:
     write_blobs(str(tmp_path / "store"))
     model = save_tiny_model(tmp_path / "model", dataset="blobs")
-    config = EvaluateConfig(model=model, store=StoreConfig(url=str(tmp_path / "store")))
+    config = EvaluateConfig(model=model, store=StoreConfig(url=str(tmp_path / "store")), runs=None)
     cases = [{"case": f"p{place}", "dice": {"bright": dice}} for place, dice in enumerate((0.5, 0.9, 0.7))]
 
     def height(count: int) -> int:

@@ -6,14 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from hssl_dist.config.evaluate import EvaluateConfig
+from hssl_dist.config.loading import load_config
 from hssl_dist.config.pretrain import SamplingConfig
-from hssl_dist.config.study import DEFAULT_ARMS
+from hssl_dist.config.study import DEFAULT_ARMS, StudyConfig
 from hssl_dist.jobs.study_plan import Plan, evaluate_config, finetune_config, identity
+from hssl_dist.jobs.study_results import TITLES, about_arm
 from hssl_dist.store import read_manifests
 from tests.tiny_store import NETWORK
 from tests.tiny_study import TRAINING, config, write_store
 
 ROOT = Path("/nowhere")
+CONFIGS = Path(__file__).parents[3] / "configs" / "study"
 
 
 def test_cells_have_readable_ids_in_an_order_that_keeps_pairs_together() -> None:
@@ -117,6 +120,23 @@ def test_a_task_that_is_not_drawn_from_keeps_its_test_patients_out_of_pretrainin
     assert sampling(("spots",))["hssl-single"].exclude_test_of == ()
 
 
+def test_an_arm_may_see_more_of_the_task_s_own_images_than_of_the_others() -> None:
+    pretrain = config(ROOT).pretrain
+    weighted = pretrain.sampling.model_copy(update={"task_weights": {"spots": 0.5}})
+    study = config(
+        ROOT,
+        arms=["scratch", "hssl-single", "hssl-multi", {"like": "hssl-multi", "name": "own", "own_weight": 7}],
+        pretrain=pretrain.model_copy(update={"sampling": weighted}),
+    )
+
+    weights = {(p.arms[0], p.tasks): p.config.sampling.task_weights for p in Plan.of(study).pretrainings}
+
+    assert weights[("own", ("blobs",))] == {"spots": 0.5, "blobs": 7.0}
+    assert weights[("own", ("spots",))] == {"spots": 7.0}
+    assert weights[("hssl-multi", ("blobs", "spots"))] == {"spots": 0.5}
+    assert weights[("hssl-single", ("spots",))] == weights[("hssl-single", ("blobs",))] == {}
+
+
 def test_what_is_left_out_of_a_pretraining_is_part_of_the_study_s_identity(tmp_path: Path) -> None:
     write_store(tmp_path)
     manifests = read_manifests(str(tmp_path / "store"))
@@ -149,9 +169,26 @@ def test_an_arm_s_rates_are_laid_over_the_task_s_training() -> None:
     assert restoration.training == scratch.training.model_copy(update={"encoder_rate": 0.2})
 
 
+def test_the_arms_of_the_study_on_real_data_have_titles_and_say_what_they_are() -> None:
+    study = load_config(StudyConfig, "hssl study", ["--config", str(CONFIGS / "real.yaml")])
+    assert [(TITLES[arm.name], about_arm(arm)) for arm in study.arms] == [
+        ("Scratch", "new weights"),
+        (
+            "Single-domain HSSL",
+            "pretrained without labels on the task's own images; taken over: encoder and decoder",
+        ),
+        (
+            "Weighted multi-domain HSSL",
+            "pretrained without labels on images of all datasets, the task's own 7 times as often; taken "
+            "over: encoder and decoder",
+        ),
+    ]
+
+
 def test_cells_are_scored_on_the_study_s_part() -> None:
     study = config(ROOT, part="test", overlap=0.25)
     settings = evaluate_config(study, Plan.of(study).cells[0], "models:/tiny-blobs/1")
     assert isinstance(settings, EvaluateConfig)
     assert (settings.part, settings.overlap) == ("test", 0.25)
     assert settings.output == "/nowhere/studies/tiny/test/scores/blobs-f0.5-s0-r0-scratch"
+    assert settings.overwrite, "a model that was registered anew is scored into the same folder"

@@ -1,5 +1,6 @@
 """Models on disk: they come back as they were, and nothing damaged is accepted."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -90,10 +91,38 @@ def test_changed_weights_are_refused(tmp_path: Path) -> None:
         load_model(tmp_path)
 
 
+def test_no_flipped_bit_of_a_card_changes_what_it_says(tmp_path: Path) -> None:
+    saved(tmp_path)
+    path = tmp_path / "model.json"
+    whole = path.read_bytes()
+    refused = 0
+    for place in range(0, len(whole), 3):  # of every third byte a bit, another one each time
+        data = bytearray(whole)
+        data[place] ^= 1 << place % 8
+        path.write_bytes(data)
+        try:
+            assert load_model(tmp_path)[0] == CARD, f"byte {place}"
+        except CheckpointError:
+            refused += 1
+    assert refused > len(whole) // 6  # the rest are spaces between things
+
+
+def test_a_card_of_before_the_seal_is_read(tmp_path: Path) -> None:
+    saved(tmp_path)
+    content = json.loads((tmp_path / "model.json").read_text())
+    del content["content_sha256"]
+    (tmp_path / "model.json").write_text(json.dumps(content))
+    assert load_model(tmp_path)[0] == CARD
+    content["content_sha257"] = "0" * 64
+    (tmp_path / "model.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="is not a model card of this version: content_sha257: "):
+        load_model(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "is not a model card of this version: content: "),
+        ("{", r"model\.json is no JSON \(Expecting property name"),
         ('{"format": 2}', ": format: Input should be 1"),
     ],
 )

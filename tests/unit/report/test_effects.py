@@ -36,6 +36,19 @@ def test_intervals_stand_beside_each_other_at_their_setting() -> None:
     assert len(figure.legends) == 1
 
 
+@pytest.mark.parametrize(
+    "names", [("a", "b"), ("Scratch", "HSSL + restoration", "Own-weighted multi-domain HSSL")]
+)
+def test_a_legend_stays_within_its_chart(names: tuple[str, ...]) -> None:
+    series = {name: {"5%": (70.0, 68.0, 73.0)} for name in names}
+    figure = interval_chart(series, look=styles(names), x_label="labels", y_label="Dice")
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    extent = legend.get_window_extent()
+    assert extent.x0 >= 0
+    assert extent.x1 <= figure.bbox.width
+
+
 def test_a_forest_has_a_row_per_estimate_below_its_groups_heading() -> None:
     groups = [("5%", [("a", (1.0, 0.5, 1.5)), ("b", (-1.0, NAN, NAN))]), ("10%", [("a", (0.5, -1.0, 2.0))])]
     (axes,) = forest(groups, look=LOOK, x_label="points").axes

@@ -1,4 +1,5 @@
 import contextlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -62,6 +63,29 @@ def test_ranks_together_see_what_one_process_sees(schedule, memory_reader, world
     assert torch.equal(torch.cat([share.regions.values() for share in shares]), whole.regions.values())
     for name in ("tasks", "groups", "cases", "patients"):
         assert torch.equal(torch.cat([getattr(share, name) for share in shares]), getattr(whole, name))
+    assert sum(share.digest for share in shares) == whole.digest
+
+
+def test_a_batch_s_digest_tells_other_samples_and_other_regions_of_them(schedule, manifest, memory_reader):
+    batches = list(PretrainingLoader(schedule, memory_reader()).batches(0, 3))
+
+    class Shifted(Schedule):
+        def draw(self, step, index):
+            draw = super().draw(step, index)
+            if index != 3:
+                return draw
+            z, y, x = draw.region.start
+            return replace(draw, region=replace(draw.region, start=(z, y, x + 1)))
+
+    shifted = Shifted({"lung": manifest(*schedule._records[1])}, CONFIG, 5, 7)
+    plain = Schedule({"lung": manifest(*schedule._records[1])}, CONFIG, 5, 7)
+    digests = [
+        next(PretrainingLoader(each, memory_reader()).batches(1, 2)).digest for each in (plain, shifted)
+    ]
+
+    assert len({*(batch.digest for batch in batches), *digests}) == 5
+    assert batches[1].digest == next(PretrainingLoader(schedule, memory_reader()).batches(1, 2)).digest
+    assert all(0 < batch.digest < 7 << 32 for batch in batches)
 
 
 def test_ranks_differ_by_one_sample_at_most():

@@ -129,6 +129,23 @@ def test_every_block_follows_the_tasks_probabilities(manifests, exponent, shares
     assert schedule.task_probabilities == pytest.approx(shares, abs=1e-4)
 
 
+def test_a_weight_has_a_task_drawn_so_many_times_as_often(manifests):
+    config = CONFIG.model_copy(update={"task_exponent": 0.0, "task_weights": {"heart": 4.0, "lung": 0.5}})
+    schedule = Schedule(manifests, config, 0, 4)
+
+    assert schedule.tasks == ("brain", "heart", "lung")
+    assert schedule.task_probabilities == pytest.approx((1 / 5.5, 4 / 5.5, 0.5 / 5.5))
+    counts = collections.Counter(schedule.draw(step, 0).task for step in range(1000))
+    assert abs(counts[1] / 1000 - 4 / 5.5) < 0.05
+
+
+def test_a_weight_of_a_task_that_is_not_drawn_is_refused(manifests):
+    config = CONFIG.model_copy(update={"datasets": ("lung",), "task_weights": {"heart": 2.0}})
+
+    with pytest.raises(ConfigError, match=r"task_weights names 'heart'; the tasks drawn are lung$"):
+        Schedule(manifests, config, 0, 4)
+
+
 def test_every_step_is_as_mixed_as_its_blocks_allow(manifests):
     config = CONFIG.model_copy(update={"task_exponent": 0.0, "block_size": 1})
     schedule = Schedule(manifests, config, 0, 7)

@@ -10,28 +10,12 @@ import statistics
 import numpy as np
 import pytest
 
-from hssl_dist.config.evaluate import IntervalConfig
 from hssl_dist.segmentation.intervals import hierarchical
 from hssl_dist.segmentation.multiplicity import holm, two_sided_p
-from hssl_dist.segmentation.study import Questions, Row, StudyResults, summarise_study
+from hssl_dist.segmentation.study import Questions, summarise_study
 from hssl_dist.segmentation.study_cells import StudyCell
-from hssl_dist.segmentation.study_convergence import last_quarter_gain, mean_curve
 from hssl_dist.segmentation.study_pairs import CellKey, Group, key_of, paired, patient_dice
-from hssl_dist.segmentation.study_power import complete_block, power_of
-from tests.study_cells import cell, scored, simulated
-
-FEW = IntervalConfig(resamples=1000)
-QUESTIONS = Questions("multi", (("multi", "single"),), ("single", "multi"))
-GAINS = {"multi": 0.03, "single": 0.01}
-
-
-def _summary(cells: list[StudyCell], **changes: object) -> StudyResults:
-    return summarise_study(cells, QUESTIONS, FEW, **changes)  # type: ignore[arg-type]
-
-
-def _row(summary: StudyResults, group: Group) -> Row:
-    (row,) = [row for row in summary.rows if row.group == group]
-    return row
+from tests.study_cells import FEW, GAINS, cell, row_of, scored, simulated, summarised
 
 
 def _means(cells: list[StudyCell], task: str, fraction: float, arm: str) -> dict[tuple[int, int, str], float]:
@@ -65,7 +49,7 @@ def test_a_patient_is_the_mean_of_its_cases_and_a_case_of_its_classes() -> None:
 
 def test_rows_equal_loops_over_the_cells() -> None:
     cells = simulated(GAINS)
-    summary = _summary(cells)
+    summary = summarised(cells)
     assert [row.group for row in summary.rows] == [
         Group(task, fraction, arm)
         for task in ("acdc", "hippocampus")
@@ -93,7 +77,7 @@ def test_rows_equal_loops_over_the_cells() -> None:
 
 def test_differences_pair_subset_seed_and_patient() -> None:
     cells = simulated(GAINS)
-    summary = _summary(cells)
+    summary = summarised(cells)
     for row in summary.rows:
         if row.group.arm == "scratch":
             assert row.difference is None
@@ -117,7 +101,7 @@ def test_differences_pair_subset_seed_and_patient() -> None:
 
 def test_gaps_pair_every_subset_with_the_only_one_of_all_labels() -> None:
     cells = simulated(GAINS)
-    gaps = {(gap.first, gap.other): gap for gap in _summary(cells).gaps}
+    gaps = {(gap.first, gap.other): gap for gap in summarised(cells).gaps}
     for task, fraction in itertools.product(("hippocampus", "acdc"), (0.05, 0.1)):
         for arm, other in (("multi", "multi"), ("multi", "scratch"), ("scratch", "scratch")):
             few, every = _means(cells, task, fraction, arm), _means(cells, task, 1.0, other)
@@ -134,7 +118,7 @@ def test_gaps_pair_every_subset_with_the_only_one_of_all_labels() -> None:
 
 
 def test_known_effects_are_found_and_their_absence_too() -> None:
-    summary = _summary(simulated({"multi": 0.03, "single": 0.0}, seeds=4))
+    summary = summarised(simulated({"multi": 0.03, "single": 0.0}, seeds=4))
     assert len(summary.verdicts) == 2
     for verdict in summary.verdicts:
         assert verdict.contrast.estimate.low > 0.0
@@ -162,7 +146,7 @@ def test_nothing_depends_on_the_order_of_the_cells() -> None:
     cells = simulated(GAINS, tasks=("acdc",))
     turned = cells.copy()
     random.Random(0).shuffle(turned)
-    assert repr(_summary(cells)) == repr(_summary(turned))  # NaN equals nothing, its text does
+    assert repr(summarised(cells)) == repr(summarised(turned))  # NaN equals nothing, its text does
 
 
 # ------------------------------------------------------------------------------------------------- what lacks
@@ -172,10 +156,10 @@ def test_missing_cells_are_named_and_their_pairs_left_out() -> None:
     whole = simulated(GAINS, tasks=("acdc",), fractions=(0.05, 1.0))
     gone = CellKey("acdc", 0.05, "scratch", 3, 1)
     cells = [one for one in whole if key_of(one) != gone]
-    summary = _summary(cells)
+    summary = summarised(cells)
     assert summary.missing == (gone,)
-    multi = _row(summary, Group("acdc", 0.05, "multi"))
-    assert (multi.runs, multi.difference.unpaired_runs) == (10, ((3, 1),))
+    multi = row_of(summary, Group("acdc", 0.05, "multi"))
+    assert (multi.runs, multi.left_out, multi.difference.unpaired_runs) == (9, ((3, 1),), ((3, 1),))
     differences = paired(
         {(one.subset, one.seed): patient_dice(one) for one in cells if _is(one, "multi")},
         {(one.subset, one.seed): patient_dice(one) for one in cells if _is(one, "scratch")},
@@ -185,17 +169,50 @@ def test_missing_cells_are_named_and_their_pairs_left_out() -> None:
     assert multi.power.dropped == {"subset": 1, "seed": 0, "patient": 0}
 
 
+def test_means_and_curves_are_of_the_runs_that_all_arms_have() -> None:
+    """A running study: scratch is a subset ahead, an easy one, on which no other arm has been scored."""
+    flat = ((10, 0.3), (20, 0.4))
+    cells = [
+        cell(arm, subset=subset, cases=(scored("a", "a", dice), scored("b", "b", dice)), curve=curve)
+        for arm, subset, dice, curve in (
+            ("scratch", 0, 0.60, flat),
+            ("multi", 0, 0.61, flat),
+            ("scratch", 1, 0.70, flat),
+            ("multi", 1, 0.71, flat),
+            ("scratch", 2, 0.95, ((10, 0.9), (20, 0.9))),
+        )
+    ]
+    cells[3] = cells[3].model_copy(update={"cases": (scored("a", "a", 0.71), scored("b", "b", None))})
+    summary = summarised(cells)
+    scratch, multi = summary.rows
+    assert (scratch.dice.value, multi.dice.value) == pytest.approx((1.9 / 3, 1.93 / 3))
+    assert multi.difference.estimate.value == pytest.approx(multi.dice.value - scratch.dice.value)
+    assert (scratch.runs, scratch.subsets, scratch.left_out) == (2, 2, ((2, 0),))
+    assert (multi.runs, multi.left_out) == (2, ())
+    assert [found.runs for found in summary.convergence] == [2, 2]
+    assert [dict(found.curve) for found in summary.convergence] == [dict(flat)] * 2
+
+
+def test_arms_without_a_run_in_common_have_no_means() -> None:
+    summary = summarised([cell("scratch", seed=0), cell("multi", seed=1)])
+    assert [(row.runs, math.isnan(row.dice.value), row.left_out) for row in summary.rows] == [
+        (0, True, ((0, 0),)),
+        (0, True, ((0, 1),)),
+    ]
+    assert summary.convergence == ()
+
+
 def _is(one: StudyCell, arm: str) -> bool:
     return (one.fraction, one.arm) == (0.05, arm)
 
 
 def test_a_plan_says_what_is_missing_and_arms_may_have_fewer_seeds() -> None:
     cells = [one for one in simulated(GAINS, tasks=("acdc",)) if one.arm != "single" or one.seed == 0]
-    assert len(_summary(cells).missing) == 5 + 5 + 1
+    assert len(summarised(cells).missing) == 5 + 5 + 1
     planned = {key_of(one) for one in cells}
-    assert _summary(cells, planned=planned).missing == ()
+    assert summarised(cells, planned=planned).missing == ()
     more = CellKey("acdc", 0.25, "multi", 0, 0)
-    assert _summary(cells, planned=planned | {more}).missing == (more,)
+    assert summarised(cells, planned=planned | {more}).missing == (more,)
 
 
 def test_patients_of_one_side_alone_are_counted() -> None:
@@ -221,34 +238,36 @@ def test_across_fractions_several_full_runs_pair_by_their_own_subset() -> None:
 def test_the_claim_stays_at_the_smallest_share_that_is_planned() -> None:
     cells = [one for one in simulated(GAINS, tasks=("acdc",)) if one.arm != "multi" or one.fraction == 1.0]
     planned = {key_of(one) for one in simulated(GAINS, tasks=("acdc",))}
-    (verdict,) = _summary(cells, planned=planned).verdicts
+    (verdict,) = summarised(cells, planned=planned).verdicts
     assert verdict.contrast.first == Group("acdc", 0.05, "multi")
     assert math.isnan(verdict.contrast.estimate.value)
     assert math.isnan(verdict.p_primary)
 
 
-def test_without_any_pair_the_verdict_knows_nothing_but_there_is_a_row() -> None:
+def test_without_any_pair_the_verdict_knows_nothing_but_there_is_arow_of() -> None:
     cells = [cell("scratch", seed=0), cell("multi", seed=1)]
-    summary = _summary(cells)
+    summary = summarised(cells)
     (verdict,) = summary.verdicts
     assert math.isnan(verdict.contrast.estimate.low)
     assert verdict.contrast.unpaired_runs == ((0, 0), (0, 1))
     assert summary.rows[1].power is None
     assert summary.comparisons == 0
-    (verdict,) = _summary([cell("multi")]).verdicts
+    (verdict,) = summarised([cell("multi")]).verdicts
     assert math.isnan(verdict.contrast.estimate.value)
-    assert _summary([cell("single"), cell()]).verdicts == ()
+    assert summarised([cell("single"), cell()]).verdicts == ()
 
 
 def test_cells_that_do_not_go_together_are_refused() -> None:
     with pytest.raises(ValueError, match="there is no cell to report; run the study first"):
-        _summary([])
+        summarised([])
     with pytest.raises(ValueError, match="scored on test and validation patients; report one part alone"):
-        _summary([cell(), cell("multi", part="validation")])
+        summarised([cell(), cell("multi", part="validation")])
     with pytest.raises(
         ValueError, match="scratch on heart, 5% of the labels, subset 0, seed 0 is there twice"
     ):
-        _summary([cell(), cell()])
+        summarised([cell(), cell()])
+    with pytest.raises(ValueError, match=r"scratch on heart, 7\.5% of the labels, subset 0, seed 0 is there"):
+        summarised([cell(fraction=0.075), cell(fraction=0.075)])
 
 
 # ---------------------------------------------------------------------------------------- many comparisons
@@ -290,86 +309,10 @@ def test_two_seeds_that_differ_do_not_make_a_gain() -> None:
 
 
 def test_all_tests_are_in_one_family_and_the_primary_ones_in_their_own() -> None:
-    summary = _summary(simulated(GAINS))
+    summary = summarised(simulated(GAINS))
     tests = [row.difference for row in summary.rows if row.difference] + list(summary.pairs)
     assert summary.comparisons == len(tests) == 2 * 3 * 2 + 2 * 3
     assert [test.p_holm for test in tests] == holm([test.p for test in tests])
     assert [verdict.p_primary for verdict in summary.verdicts] == holm(
         [verdict.contrast.p for verdict in summary.verdicts]
     )
-
-
-# ---------------------------------------------------------------------------------- convergence and power
-
-
-def test_the_last_quarters_gain_is_that_of_its_line() -> None:
-    line = [(step, 0.5 + 0.0002 * step) for step in range(0, 1001, 50)]
-    assert last_quarter_gain(line) == pytest.approx(0.0002 * 250)
-    assert last_quarter_gain([(step, 0.7) for step in range(0, 1001, 50)]) == pytest.approx(0.0, abs=1e-12)
-    points = [(0, 0.0), (75, 0.5), (90, 0.8), (100, 0.7)]
-    slope = np.polyfit([75, 90, 100], [0.5, 0.8, 0.7], 1)[0]
-    assert last_quarter_gain(points) == pytest.approx(slope * 25)
-    assert math.isnan(last_quarter_gain([(0, 0.1), (100, 0.5)]))
-    assert math.isnan(last_quarter_gain([]))
-
-
-def test_the_mean_curve_is_over_the_steps_all_have() -> None:
-    found = dict(mean_curve([[(10, 0.2), (20, 0.4), (30, 0.9)], [(10, 0.4), (20, 0.6)]]))
-    assert found == pytest.approx({10: 0.3, 20: 0.5})
-    assert mean_curve([]) == ()
-
-
-def test_converged_needs_the_intervals_upper_end_below_a_point() -> None:
-    def still_rising(per_step: float, spread: float) -> StudyResults:
-        cells = [
-            cell(
-                subset=subset,
-                curve=tuple(
-                    (step, 0.5 + (per_step + spread * (subset - 2)) * step) for step in range(0, 401, 20)
-                ),
-            )
-            for subset in range(5)
-        ]
-        return _summary(cells)
-
-    (flat,) = still_rising(0.00002, 0.000001).convergence
-    assert flat.gain.value == pytest.approx(0.002)
-    assert (flat.converged, flat.runs, flat.best_step) == (True, 5, 30)
-    (rising,) = still_rising(0.0002, 0.000001).convergence
-    assert rising.converged is False
-    (unsure,) = still_rising(0.00008, 0.00005).convergence
-    assert unsure.gain.value < 0.01 < unsure.gain.high
-    assert unsure.converged is False
-    (one,) = _summary([cell()]).convergence
-    assert (one.gain.value, one.converged) == (pytest.approx(0.0, abs=1e-12), True)
-    (none,) = _summary([cell(curve=((40, 0.5),))]).convergence
-    assert (none.gain, none.converged) == (None, None)
-
-
-def test_power_of_a_simulated_study_and_of_one_with_a_single_subset() -> None:
-    summary = _summary(simulated(GAINS, tasks=("hippocampus",)))
-    power = _row(summary, Group("hippocampus", 0.05, "multi")).power
-    assert power.sizes == {"subset": 5, "seed": 2, "patient": 20}
-    assert power.unseen == ()
-    assert 0.05 < power.power <= 1.0
-    # Each arm's runs vary by 0.004, its patients by 0.012 and more: the difference's error is about 0.0022.
-    assert power.standard_error == pytest.approx(0.0022, rel=0.5)
-    every = _row(summary, Group("hippocampus", 1.0, "multi")).power
-    assert every.unseen == ("subset",)
-    assert set(every.needed) == {"seed", "patient"}
-
-
-def test_the_complete_block_leaves_out_whole_units() -> None:
-    table = {(str(a), str(b), str(c)): 1.0 for a in range(4) for b in range(2) for c in range(5)}
-    assert complete_block(table) == (table, {"subset": 0, "seed": 0, "patient": 0})
-    gap = {key: value for key, value in table.items() if key[:2] != ("2", "1")}
-    left, dropped = complete_block(gap)
-    assert dropped == {"subset": 1, "seed": 0, "patient": 0}
-    assert {key[0] for key in left} == {"0", "1", "3"}
-    lone = {key: value for key, value in table.items() if key[2] != "4" or key[:2] == ("0", "0")}
-    assert complete_block(lone)[1] == {"subset": 0, "seed": 0, "patient": 1}
-    crossed = {("0", "0", "a"): 0.1, ("0", "1", "b"): 0.2}  # one subset; each seed has another patient
-    left, dropped = complete_block(crossed)
-    assert (len(left), dropped["subset"]) == (1, 0)
-    assert power_of(crossed, 0.01, 0.95) is not None
-    assert power_of({}, 0.01, 0.95) is None
