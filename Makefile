@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 S3 := $(VENV)/s3
+# Tests run in so many processes, a core each.
+JOBS ?= 2
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadgroup --durations=10
 
 .PHONY: setup demo test test-slow compose-test study-models hippocampus-unet acdc-unet lint format clean
 
@@ -27,10 +30,10 @@ demo: setup
 	$(BIN)/python -m hssl_dist.demo
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow and not gpu and not compose" --durations=10
+	$(TEST) -m "not slow and not gpu and not compose"
 
 test-slow: setup
-	$(BIN)/python -m pytest -m "slow and not gpu and not compose" --durations=10
+	$(TEST) -m "slow and not gpu and not compose"
 
 # docker/compose.yaml with a real engine: one that runs, or one that is started for it and stopped after it.
 compose-test: setup

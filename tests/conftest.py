@@ -29,10 +29,17 @@ settings.load_profile("repeatable")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whatever uses the server bears the marker `s3`."""
-    for item in items:
-        if "s3_server" in getattr(item, "fixturenames", ()):
+    """Whatever uses the S3 server bears the marker `s3`; and who runs with whom, where several processes test.
+
+    A file's tests stay together, for they share what is made once for them; so do all files that use the
+    cluster, of which there shall be one.
+    """
+    fixtures = [(item, getattr(item, "fixturenames", ())) for item in items]
+    on_ray = {item.path for item, names in fixtures if "ray_cluster" in names}
+    for item, names in fixtures:
+        if "s3_server" in names:
             item.add_marker("s3")
+        item.add_marker(pytest.mark.xdist_group("ray" if item.path in on_ray else str(item.path)))
 
 
 @pytest.fixture(scope="session", autouse=True)
