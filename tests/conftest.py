@@ -29,7 +29,7 @@ settings.load_profile("repeatable")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whatever uses the S3 server bears the marker `s3`; and who runs with whom, where several processes test.
+    """Whatever uses the S3 server bears the marker `s3`; where several processes test, who goes with whom.
 
     A file's tests stay together, for they share what is made once for them; so do all files that use the
     cluster, of which there shall be one.

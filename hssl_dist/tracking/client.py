@@ -221,8 +221,8 @@ def reason(error: BaseException, limit: int = 200) -> str:
     """
     inner: BaseException | None = error
     while inner is not None:
-        if isinstance(inner, ConnectionError | TimeoutError) and inner.strerror:
-            return inner.strerror
+        if isinstance(inner, ConnectionError | TimeoutError) and (said := inner.strerror or str(inner)):
+            return said
         inner = inner.__cause__ or inner.__context__
     text = next(iter(str(error).strip().splitlines()), type(error).__name__)
     text = _CREDENTIALS.sub("", text)

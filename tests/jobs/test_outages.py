@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -111,10 +112,14 @@ def test_a_server_that_is_killed_and_comes_back_has_all_of_it(server: MlflowServ
     run.log_text("notes/a.txt", "while it was down")
     run.flush()
     assert segments(tmp_path) == ["segment-00000001.json"]
-    assert warnings == [
-        "tracking failed, the run goes on without it for now: Connection refused; "
-        f"what it logs waits in {tmp_path}/tracking for the server, or for `hssl sync`"
-    ]
+    (warning,) = warnings
+    assert re.fullmatch(
+        # The last that is heard of it, as it is killed: it may still have taken the connection.
+        "tracking failed, the run goes on without it for now: "
+        "(Connection refused|Connection reset by peer|Remote end closed connection without response); "
+        f"what it logs waits in {re.escape(str(tmp_path))}/tracking for the server, or for `hssl sync`",
+        warning,
+    )
     server.start()
     log(run, 21, 30)
     run.finish()
