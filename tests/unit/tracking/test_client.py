@@ -39,10 +39,6 @@ def test_processes_that_find_no_database_make_it_once(tmp_path: Path) -> None:
     ],
 )
 def test_the_reason_is_what_befell_the_connection(below: Exception, expected: str) -> None:
-    try:
-        try:
-            raise below
-        except Exception as error:
-            raise RuntimeError("the request failed\nin many words") from error
-    except RuntimeError as error:
-        assert reason(error) == expected
+    error = RuntimeError("the request failed\nin many words")
+    error.__cause__ = below
+    assert reason(error) == expected
