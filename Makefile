@@ -7,7 +7,7 @@ S3 := $(VENV)/s3
 JOBS ?= 2
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadgroup --durations=10
 
-.PHONY: setup demo test test-slow compose-test study-models hippocampus-unet acdc-unet lint format clean
+.PHONY: setup demo test test-slow test-soak compose-test study-models hippocampus-unet acdc-unet lint format clean
 
 setup: $(VENV)/.ready $(S3)/.ready
 
@@ -30,10 +30,14 @@ demo: setup
 	$(BIN)/python -m hssl_dist.demo
 
 test: setup
-	$(TEST) -m "not slow and not gpu and not compose"
+	$(TEST) -m "not slow and not soak and not gpu and not compose"
 
 test-slow: setup
 	$(TEST) -m "slow and not gpu and not compose"
+
+# What continuous integration has no time for: run it before a release.
+test-soak: setup
+	$(TEST) -m soak
 
 # docker/compose.yaml with a real engine: one that runs, or one that is started for it and stopped after it.
 compose-test: setup

@@ -218,7 +218,7 @@ def test_an_attempt_that_ends_as_no_fault_explains_is_an_error(tmp_path: Path) -
     assert [event.what for event in happened] == ["started", "ended"]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.s3
 @pytest.mark.timeout(3600)
 def test_a_run_under_one_fault_of_each_kind_ends_as_if_there_had_been_none(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_the_page_shows_the_record():
     assert page_with(PAGE.read_text(), record) == PAGE.read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(900)
 def test_a_quick_trial_finds_equal_results_in_fewer_bytes():
     done = subprocess.run(

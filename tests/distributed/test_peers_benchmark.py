@@ -74,7 +74,7 @@ def test_a_page_without_markers_is_refused() -> None:
         between("# Loss\n", BEGIN, END, "")
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(900)
 def test_quick_benchmark_reaches_what_it_measures() -> None:
     command = [sys.executable, "-m", "benchmarks.loss", "--quick", "--json"]

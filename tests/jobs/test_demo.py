@@ -38,7 +38,7 @@ def _files(folder: Path) -> dict[str, tuple[int, int]]:
     }
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(2500)
 def test_demo_runs_the_whole_pipe_and_runs_again(tmp_path: Path) -> None:
     first = _run(tmp_path / "demo")

@@ -21,7 +21,7 @@ from tests.drivers import DEADLINE_S, Driver
 from tests.tiny_pretraining import config, job_config, write_store
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.soak,
     pytest.mark.timeout(900),
     # Ray's own cluster of several nodes leaves a socket open.
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
