@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from hssl_dist import files
+from hssl_dist.config.acceleration import StepAccelerationConfig
 from hssl_dist.config.network import NetworkConfig
 from hssl_dist.config.parts import (
     CacheConfig,
@@ -121,6 +122,7 @@ class SupervisedConfig(Part):
     precision: Precision = "float32"
     """Of the network's forward pass; weights, loss and optimiser stay in float32. `auto`: bfloat16 on
     hardware that is faster with it, else float32."""
+    acceleration: StepAccelerationConfig = StepAccelerationConfig()
     validate_every: PositiveInt = 200
     """Steps between validations; the last step is always validated."""
     validation_overlap: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5

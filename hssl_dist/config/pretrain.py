@@ -15,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 
+from hssl_dist.config.acceleration import AccelerationConfig
 from hssl_dist.config.network import NetworkConfig
 from hssl_dist.config.parts import (
     CacheConfig,
@@ -215,6 +216,7 @@ class LearningConfig(Part):
     precision: Precision = "float32"
     """Of encoder and decoder; weights, heads, losses and optimiser stay in float32. `auto`: bfloat16 on
     hardware that is faster with it, else float32."""
+    acceleration: AccelerationConfig = AccelerationConfig()
     log_every_steps: PositiveInt = 10
     """Steps between logged metrics."""
     sampling: SamplingConfig = SamplingConfig()

@@ -136,7 +136,7 @@ def _trajectory(
 ) -> dict[str, Any]:
     """All that determines the result: no run is resumed, or taken as done, as another one. Plain JSON."""
     part = config.model_dump(mode="json", exclude=_WHERE_NOT_WHAT | {"name", "checkpoint"})
-    del part["training"]["log_every_steps"]
+    del part["training"]["log_every_steps"], part["training"]["acceleration"]
     if config.split.file is not None:
         part["split"]["file"] = content_hash(asdict(patients.split))  # what it says, wherever it lies
     part |= {"model": start.parent_model or config.model, "model_card": start.parent_card}
