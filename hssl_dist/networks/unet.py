@@ -30,7 +30,7 @@ _BLOCK = 16
 
 
 class InstanceNorm(nn.Module):
-    """Affine normalisation of each channel of each sample over its voxels.
+    """Affine normalisation of each channel of each sample over its voxels, then leaky ReLU if `active`.
 
     A single voxel has no statistics: there only the affine part applies, so that its value is not lost.
     """
@@ -40,10 +40,17 @@ class InstanceNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
-    def forward(self, x: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b c z y x"]:
+    def forward(self, x: Float[Tensor, "b c z y x"], active: bool = False) -> Float[Tensor, "b c z y x"]:
         if x.shape[2:].numel() == 1:
-            return x * self.weight[:, None, None, None] + self.bias[:, None, None, None]
-        return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=NORM_EPSILON)
+            affine = x * self.weight[:, None, None, None] + self.bias[:, None, None, None]
+            return _leaky(affine) if active else affine
+        # What F.instance_norm does, but the activation is in place before the result is a view: in place on a
+        # view, autograd copies the whole gradient twice.
+        samples = x.shape[0]
+        channels = x.contiguous().view(1, -1, *x.shape[2:])
+        weight, bias = self.weight.repeat(samples), self.bias.repeat(samples)
+        normed = F.batch_norm(channels, None, None, weight, bias, training=True, eps=NORM_EPSILON)
+        return (_leaky(normed) if active else normed).view(x.shape)
 
 
 class Convolution(nn.Conv3d):
@@ -85,8 +92,8 @@ class ConvNorm(nn.Module):
         self.active = active
 
     def forward(self, x: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b d w v u"]:
-        x = self.norm(self.conv(x))
-        return F.leaky_relu(x, NEGATIVE_SLOPE, inplace=True) if self.active else x
+        normed: Tensor = self.norm(self.conv(x), self.active)
+        return normed
 
 
 class ResidualBlock(nn.Module):
@@ -104,7 +111,7 @@ class ResidualBlock(nn.Module):
         self.skip = nn.Sequential(*shortcut)
 
     def forward(self, x: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b d w v u"]:
-        return F.leaky_relu(self.conv2(self.conv1(x)) + self.skip(x), NEGATIVE_SLOPE, inplace=True)
+        return _leaky(self.conv2(self.conv1(x)) + self.skip(x))
 
 
 class ResidualEncoder(nn.Module):
@@ -206,6 +213,11 @@ class ResidualUNet(nn.Module):
             return [head(features) for head, features in pairs][::-1]
         logits: Tensor = self.heads[-1](decoded[-1])
         return logits
+
+
+def _leaky(x: Tensor) -> Tensor:
+    """In place: `x` is nobody else's."""
+    return F.leaky_relu(x, NEGATIVE_SLOPE, inplace=True)
 
 
 def _initialise(part: nn.Module) -> None:
