@@ -98,7 +98,7 @@ def anatomy(shape: Shape, seed: int) -> Float32[np.ndarray, "1 z y x"]:
 def generate(folder: str, shape: Shape, count: int, storage: StorageConfig | None = None) -> Prepared:
     """Write `count` volumes into a store and as arrays."""
     write_volumes(f"{folder}/store", DATASET, shape, count, SEED, storage)
-    return _with_arrays(folder)
+    return with_arrays(folder)
 
 
 def write_volumes(
@@ -137,10 +137,10 @@ def real(folder: str, config_file: str, shape: Shape, per_dataset: int) -> Prepa
             update={"dataset": dataset.name, "classes": dataset.classes, "channels": dataset.modalities}
         )
         write_manifest(f"{folder}/store", header, records)
-    return _with_arrays(folder, shape)
+    return with_arrays(folder, shape)
 
 
-def _with_arrays(folder: str, at_least: Shape = (1, 1, 1)) -> Prepared:
+def with_arrays(folder: str, at_least: Shape = (1, 1, 1)) -> Prepared:
     """Write the values of the store's cases as the reference reader has them."""
     reader = open_reader(f"{folder}/store", "zarr")
     found = []

@@ -1,0 +1,119 @@
+"""python -m benchmarks.step_child SPEC
+
+The process of one arm (see `step_turns`); SPEC is an `ArmSpec` as JSON. With several ranks it starts the
+others. Started by `benchmarks.step` alone, through the pipes that ARM_PIPES names.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+
+from benchmarks.step_turns import ArmSpec, Stop, Turns
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+TIMEOUT = timedelta(minutes=15)
+WARM_UP = {"cpu": 2, "cuda": 5}
+"""Steps before the first turn: what is compiled or chosen by trial is, by then."""
+
+
+def main() -> None:
+    """Run the arm until its pipe is closed."""
+    known = json.loads(sys.argv[1])
+    spec = ArmSpec(**known | {"cores": tuple(known["cores"])})
+    if spec.cores:
+        os.sched_setaffinity(0, spec.cores)
+    torch.set_num_threads(spec.threads)
+    rank = int(os.environ.get("ARM_RANK", "0"))
+    with _ranks(spec, rank):
+        # Ranks that tell nobody: rank 0's collectives are what they wait for.
+        turns = Turns(spec.turn_s, WARM_UP[spec.device]) if rank == 0 else None
+        try:
+            KINDS[spec.kind](spec, turns)
+        except Stop:
+            pass
+        except (ImportError, torch.OutOfMemoryError) as error:
+            if turns is None:
+                raise
+            turns.refuse(f"{type(error).__name__}: {str(error).splitlines()[0]}")
+
+
+@contextmanager
+def _ranks(spec: ArmSpec, rank: int) -> Iterator[None]:
+    """This rank's process group, and on rank 0 the processes of the others; nothing for one rank."""
+    if spec.ranks == 1:
+        yield
+        return
+    others: list[subprocess.Popen[bytes]] = []
+    meeting = os.environ.get("ARM_MEETING") or f"{tempfile.mkdtemp(dir=spec.folder)}/meeting"
+    if rank == 0:
+        for number in range(1, spec.ranks):
+            environment = os.environ | {"ARM_RANK": str(number), "ARM_MEETING": meeting}
+            others.append(subprocess.Popen(sys.orig_argv, env=environment))  # same group: stopped together
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    if spec.device == "cuda":
+        torch.cuda.set_device(rank)
+    dist.init_process_group(
+        "nccl" if spec.device == "cuda" else "gloo",
+        init_method=f"file://{Path(meeting).resolve()}",
+        rank=rank,
+        world_size=spec.ranks,
+        timeout=TIMEOUT,
+    )
+    yield
+    # The others wait in a collective for what rank 0 no longer does; the parent ends the whole group anyway.
+    for process in others:
+        process.kill()
+        process.wait()
+
+
+def _ours(spec: ArmSpec, turns: Turns | None) -> None:
+    from benchmarks.step_ours import run
+
+    run(spec, turns)
+
+
+def _peer(name: str) -> Callable[[ArmSpec, Turns | None], None]:
+    def run_peer(spec: ArmSpec, turns: Turns | None) -> None:
+        from benchmarks import step_peers
+
+        assert turns is not None, "peers' loops are measured in one process"
+        getattr(step_peers, name)(spec, turns)
+
+    return run_peer
+
+
+def _matmul(spec: ArmSpec, turns: Turns | None) -> None:
+    from benchmarks.step_ceiling import run
+
+    assert turns is not None
+    run(spec, turns)
+
+
+KINDS: dict[str, Callable[[ArmSpec, Turns | None], Any]] = {
+    "matmul": _matmul,
+    "ours": _ours,
+    "lightly": _peer("lightly"),
+    "plain": _peer("lightly_on_plain_modules"),
+    "segresnet": _peer("segresnet"),
+    "swinunetr": _peer("swinunetr"),
+}
+"""What an arm does; each runs until `Turns` raises Stop. Their imports are their own: an arm shows the memory
+of what it needs.
+"""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,238 @@
+"""Arms that are measured in turns: each a process of its own that runs some steps when told, then stands still.
+
+So drifts of the machine hit all arms alike, and no arm shares an allocator, its settings or warm threads with
+another. Between turns an arm and all its workers and ranks are stopped by SIGSTOP: nothing is read ahead
+meanwhile. `Arm` is the side that tells, `Turns` the arm's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from benchmarks.measuring import CannotRun, own_memory_mib, tree_memory, tree_usage
+
+START_TIMEOUT_S = 900.0
+TURN_TIMEOUT_S = 900.0
+_END_S = 20.0
+
+
+@dataclass(frozen=True)
+class ArmSpec:
+    """One arm, as it travels to its process."""
+
+    name: str
+    kind: str
+    """A key of `step_child.KINDS`."""
+    folder: str
+    """The workload's; see `step_data`."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """A `PretrainConfig`."""
+    stage: str = "encoder"
+    device: str = "cpu"
+    cores: tuple[int, ...] = ()
+    """Processor cores that all of the arm has; whatever this process has, if empty."""
+    threads: int = 1
+    """Of torch, in each rank."""
+    ranks: int = 1
+    workers: int = 0
+    """Worker processes that a peer's loop reads with."""
+    turn_s: float = 4.0
+    """A turn has as many steps as fit, at least one."""
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+# ---------------------------------------------------------------------------------------- the side that tells
+
+
+class Arm:
+    """A process that runs an arm; use it as a context."""
+
+    def __init__(self, spec: ArmSpec) -> None:
+        self.spec = spec
+        self.about: dict[str, Any] = {}
+        self.log = Path(spec.folder) / f"{spec.name.replace(' ', '-').replace('/', '-')}.log"
+
+    def __enter__(self) -> Self:
+        own, theirs = os.pipe(), os.pipe()  # to the arm, from the arm
+        environment = os.environ | {
+            "OMP_NUM_THREADS": str(self.spec.threads),
+            "ARM_PIPES": f"{own[0]},{theirs[1]}",
+        }
+        with self.log.open("w") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "benchmarks.step_child", json.dumps(asdict(self.spec))],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=(own[0], theirs[1]),
+                env=environment,
+                start_new_session=True,
+            )
+        os.close(own[0])
+        os.close(theirs[1])
+        self._to, self._from = os.fdopen(own[1], "w"), os.fdopen(theirs[0])
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End it and all that it started."""
+        self._signal(signal.SIGCONT)
+        self._to.close()  # the arm reads the end of its pipe, and ends
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_END_S if error is None else 1.0)
+        self._signal(signal.SIGKILL)
+        self._process.wait()
+        self._from.close()
+
+    def start(self) -> None | CannotRun:
+        """Wait until it has warmed up."""
+        self._signal(signal.SIGCONT)
+        found = self._answer(START_TIMEOUT_S)
+        if isinstance(found, CannotRun):
+            return found
+        self.about = found
+        self._signal(signal.SIGSTOP)
+        return None
+
+    def turn(self) -> dict[str, Any] | CannotRun:
+        """One turn's figures."""
+        self._signal(signal.SIGCONT)
+        before = tree_usage(self._process.pid)
+        self._to.write("go\n")
+        self._to.flush()
+        found = self._answer(TURN_TIMEOUT_S)
+        if isinstance(found, CannotRun):
+            return found
+        found["cpu_s"] = tree_usage(self._process.pid).cpu_s - before.cpu_s
+        found["memory_mib"] = round(tree_memory(self._process.pid).private_mib, 1)
+        self._signal(signal.SIGSTOP)
+        return found
+
+    def _answer(self, timeout_s: float) -> Any:
+        ready, _, _ = select.select([self._from], [], [], timeout_s)
+        line = self._from.readline() if ready else ""
+        if line:
+            answer = json.loads(line)
+            return CannotRun(answer["cannot_run"]) if "cannot_run" in answer else answer
+        reason = "ended" if not ready or self._process.poll() is not None else "closed its pipe"
+        if not ready:
+            reason = f"did not answer in {timeout_s:g} s"
+        last = self.log.read_text().strip().splitlines()[-1:]
+        return CannotRun(f"{reason}: {last[0]}" if last else reason)
+
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
+
+
+def in_turns(
+    specs: list[ArmSpec], rounds: int, say: Callable[[str], None]
+) -> dict[str, list[dict[str, Any]] | CannotRun]:
+    """Each arm's `about` and then its turns, by name; arms that cannot run say why. Every second round goes
+    the other way round.
+    """
+    outcomes: dict[str, list[dict[str, Any]] | CannotRun] = {}
+    with contextlib.ExitStack() as stack:
+        running: list[Arm] = []
+        for spec in specs:
+            began_s = time.monotonic()
+            arm = stack.enter_context(Arm(spec))
+            failure = arm.start()
+            if failure is not None:
+                outcomes[spec.name] = failure
+                say(f"{spec.name}: cannot run: {failure.reason}")
+                continue
+            outcomes[spec.name] = [arm.about]
+            running.append(arm)
+            say(f"{spec.name}: warm after {time.monotonic() - began_s:.0f} s")
+        for number in range(rounds):
+            for arm in running if number % 2 == 0 else running[::-1]:
+                so_far = outcomes[arm.spec.name]
+                if isinstance(so_far, CannotRun):
+                    continue
+                found = arm.turn()
+                if isinstance(found, CannotRun):
+                    outcomes[arm.spec.name] = found
+                    say(f"{arm.spec.name}: cannot run: {found.reason}")
+                    continue
+                so_far.append(found)
+            say(f"round {number + 1} of {rounds}")
+    return outcomes
+
+
+# ----------------------------------------------------------------------------------------------- the arm's own
+
+
+class Stop(Exception):  # noqa: N818  (no error)
+    """The arm is to end."""
+
+
+class Turns:
+    """Tells an arm's loop when to go on; the loop calls `after_step` once a step is wholly done.
+
+    The first steps warm up: `warm_up` of them, the last of which says how many steps fit into a turn.
+    """
+
+    def __init__(self, turn_s: float, warm_up: int = 2) -> None:
+        read, write = map(int, os.environ["ARM_PIPES"].split(","))
+        self._in, self._out = os.fdopen(read), os.fdopen(write, "w")
+        self._turn_s, self._warm_up = turn_s, warm_up
+        self._done, self._size, self._left = 0, 0, 0
+        self._start_s = time.perf_counter()
+        self._cpu_s = 0.0
+
+    def after_step(
+        self,
+        finish: Callable[[], dict[str, Any]],
+        begin: Callable[[], None],
+        about: Callable[[], dict[str, Any]],
+        drain: Callable[[], None],
+    ) -> None:
+        """At the end of a turn, `drain` the device, answer with what `finish` gives, and wait for the next,
+        which `begin` starts; after the warm-up, with what `about` gives. Raises Stop.
+        """
+        self._done += 1
+        if self._done < self._warm_up:
+            drain()
+            self._start_s = time.perf_counter()
+            return
+        if self._done == self._warm_up:
+            drain()
+            step_s = time.perf_counter() - self._start_s
+            self._size = max(1, round(self._turn_s / step_s))
+            self._answer(about() | {"steps_per_turn": self._size})
+        else:
+            self._left -= 1
+            if self._left:
+                return
+            drain()
+            wall_s = time.perf_counter() - self._start_s
+            thread_s = time.thread_time() - self._cpu_s
+            figures = {"steps": self._size, "wall_s": wall_s, "thread_s": thread_s, **finish()}
+            self._answer(figures | {"peak_mib": round(own_memory_mib("VmHWM"), 1)})
+        if not self._in.readline():
+            raise Stop
+        self._left = self._size
+        begin()
+        self._start_s, self._cpu_s = time.perf_counter(), time.thread_time()
+
+    def refuse(self, reason: str) -> None:
+        """Say why the arm cannot run."""
+        self._answer({"cannot_run": reason})
+
+    def _answer(self, found: dict[str, Any]) -> None:
+        self._out.write(json.dumps(found) + "\n")
+        self._out.flush()
