@@ -1,9 +1,10 @@
-"""Pieces of a long measurement, kept in a file so that a run that was stopped goes on behind the last one."""
+"""What a long measurement has found so far, in a file, so that a run that was stopped goes on from there."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ class OtherSettingsError(Exception):
 
 
 class Pieces:
-    """Measured pieces by name; without a file they are measured each time.
+    """Measured pieces by name; without a file nothing is kept.
 
     `settings` must be those of the pieces in the file, or OtherSettingsError says which differ.
     """
@@ -24,20 +25,40 @@ class Pieces:
         self._pieces: dict[str, Any] = {}
         if self._path and self._path.exists():
             kept = json.loads(self._path.read_text())
-            odd = [key for key in kept["settings"] if kept["settings"][key] != self._settings.get(key)]
-            if odd or kept["settings"].keys() != self._settings.keys():
+            known = kept["settings"]
+            if odd := sorted(
+                key
+                for key in known.keys() | self._settings.keys()
+                if known.get(key) != self._settings.get(key)
+            ):
                 raise OtherSettingsError(
-                    f"{path} was measured with other settings ({', '.join(odd) or 'others'}): name another "
-                    "file, or remove it"
+                    f"{path} was measured with other settings ({', '.join(odd)}): name another file, or "
+                    "remove it"
                 )
             self._pieces = kept["pieces"]
 
     def get(self, name: str, measure: Callable[[], Any]) -> Any:
         """The piece, measured now if it is not kept."""
         if name not in self._pieces:
-            self._pieces[name] = json.loads(json.dumps(measure()))
-            if self._path:
-                aside = self._path.with_suffix(".part")
-                aside.write_text(json.dumps({"settings": self._settings, "pieces": self._pieces}))
-                aside.replace(self._path)
+            self._pieces[name] = measure()
+            self.save()
         return self._pieces[name]
+
+    def growing(self, name: str) -> Piece:
+        """A piece that is measured bit by bit."""
+        return Piece(self._pieces.setdefault(name, {}), self.save)
+
+    def save(self) -> None:
+        """Write all that there is, whole or not at all."""
+        if self._path:
+            aside = self._path.with_name(f"{self._path.name}.part")
+            aside.write_text(json.dumps({"settings": self._settings, "pieces": self._pieces}))
+            aside.replace(self._path)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What is found of a piece, to be added to, and how that is kept."""
+
+    found: dict[str, Any]
+    save: Callable[[], None]

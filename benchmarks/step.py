@@ -10,8 +10,8 @@ else, by
     python -m benchmarks.step --json > benchmarks/results/step.json
     python -m benchmarks.step_table
 
-about half an hour on two cores. With --keep a run that was stopped goes on behind the last budget it
-finished. On a GPU: `benchmarks/gpu.sh`. --quick takes a tiny network and proves nothing but that it runs.
+about half an hour on two cores. With --keep a run that was stopped goes on behind its last round. On a GPU:
+`benchmarks/gpu.sh`. --quick takes a tiny network and proves nothing but that it runs.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from benchmarks import peers
-from benchmarks.measuring import CannotRun, end_cleanly_when_asked, load_average, machine
-from benchmarks.pieces import OtherSettingsError, Pieces
+from benchmarks.measuring import end_cleanly_when_asked, load_average, machine
+from benchmarks.pieces import OtherSettingsError, Piece, Pieces
 from benchmarks.step_arms import budgets
 from benchmarks.step_data import build_workload
 from benchmarks.step_summary import judge, summarise
@@ -93,16 +93,11 @@ def measure_all(options: argparse.Namespace, console: Console) -> dict[str, Any]
     with tempfile.TemporaryDirectory(prefix="hssl-benchmark-") as folder:
         console.say("volumes")
         build_workload(folder, config)
-        for budget, specs in budgets(
-            config, folder, options.device, quick=options.quick, turn_s=turn_s
-        ).items():
-            chosen = [
-                spec
-                for spec in specs
-                if spec.kind == "matmul" or any(text in spec.name for text in options.only or [""])
-            ]
-            console.say(f"{budget}: {len(chosen)} arms")
-            measured.append(pieces.get(budget, lambda b=budget, s=chosen: _measure(b, s, rounds, console)))
+        arms = budgets(config, folder, options.device, quick=options.quick, turn_s=turn_s)
+        for budget, specs in arms.items():
+            if chosen := _chosen(budget, specs, options.only):
+                console.say(f"{budget}: {len(chosen)} arms")
+                measured.append(_measure(budget, chosen, rounds, console, pieces.growing(budget)))
     summaries = [summarise(budget) for budget in measured]
     return {
         "command": "python -m benchmarks.step " + " ".join(_told(options)),
@@ -118,19 +113,21 @@ def measure_all(options: argparse.Namespace, console: Console) -> dict[str, Any]
     }
 
 
-def _measure(budget: str, specs: list[ArmSpec], rounds: int, console: Console) -> dict[str, Any]:
-    outcomes = in_turns(specs, rounds, console.say)
+def _chosen(budget: str, specs: list[ArmSpec], only: list[str] | None) -> list[ArmSpec]:
+    """The arms whose `budget: name` has one of the texts, and the ceiling beside them."""
+    wanted = [spec for spec in specs if any(text in f"{budget}: {spec.name}" for text in only or [""])]
+    return [spec for spec in specs if wanted and (spec in wanted or spec.kind == "matmul")]
+
+
+def _measure(budget: str, specs: list[ArmSpec], rounds: int, console: Console, kept: Piece) -> dict[str, Any]:
+    outcomes = in_turns(specs, rounds, console.say, kept)
     arms = []
     for spec in specs:
         arm: dict[str, Any] = {"name": spec.name}
         arm |= {
             key: getattr(spec, key) for key in ("kind", "stage", "threads", "ranks", "workers", "options")
         }
-        outcome = outcomes[spec.name]
-        if isinstance(outcome, CannotRun):
-            arm["cannot_run"] = outcome.reason
-        else:
-            arm["about"], *arm["turns"] = outcome
+        arm |= outcomes[spec.name]
         arms.append(arm)
     return {"budget": budget, "arms": arms}
 
@@ -180,7 +177,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", help="a config of `hssl pretrain` (default: its defaults)")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"turns of each arm (default {ROUNDS})")
     parser.add_argument("--turn-s", type=float, default=TURN_S, help=f"length of a turn (default {TURN_S:g})")
-    parser.add_argument("--only", nargs="+", help="arms whose name has one of these, and matrix products")
+    parser.add_argument("--only", nargs="+", help="arms such as '1 core: ours', and matrix products")
     parser.add_argument("--keep", help="a file for what is measured, which a stopped run goes on from")
     return parser
 

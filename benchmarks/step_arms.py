@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.step_turns import ArmSpec
-from hssl_dist.config.acceleration import AccelerationConfig
 
 if TYPE_CHECKING:
     from hssl_dist.config.pretrain import PretrainConfig
@@ -71,7 +70,6 @@ def _on_gpu(config: PretrainConfig, folder: str, *, quick: bool, turn_s: float) 
     base = ArmSpec(
         "", "", folder, config.model_dump(mode="json"), device="cuda", workers=workers, turn_s=turn_s
     )
-    assert isinstance(compiled.acceleration, AccelerationConfig)
     with_compiler = replace(base, config=compiled.model_dump(mode="json"))
     arms = [
         _ceiling(base, "bfloat16", quick=quick),

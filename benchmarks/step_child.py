@@ -52,7 +52,9 @@ def main() -> None:
 
 @contextmanager
 def _ranks(spec: ArmSpec, rank: int) -> Iterator[None]:
-    """This rank's process group, and on rank 0 the processes of the others; nothing for one rank."""
+    """This rank's process group, and on rank 0 the processes of the others; nothing for one rank, no group if
+    they are not together.
+    """
     if spec.ranks == 1:
         yield
         return
@@ -62,6 +64,16 @@ def _ranks(spec: ArmSpec, rank: int) -> Iterator[None]:
         for number in range(1, spec.ranks):
             environment = os.environ | {"ARM_RANK": str(number), "ARM_MEETING": meeting}
             others.append(subprocess.Popen(sys.orig_argv, env=environment))  # same group: stopped together
+    if spec.together:
+        _meet(spec, rank, meeting)
+    yield
+    # The others wait in a collective for what rank 0 no longer does; the parent ends the whole group anyway.
+    for process in others:
+        process.kill()
+        process.wait()
+
+
+def _meet(spec: ArmSpec, rank: int, meeting: str) -> None:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     if spec.device == "cuda":
         torch.cuda.set_device(rank)
@@ -72,11 +84,6 @@ def _ranks(spec: ArmSpec, rank: int) -> Iterator[None]:
         world_size=spec.ranks,
         timeout=TIMEOUT,
     )
-    yield
-    # The others wait in a collective for what rank 0 no longer does; the parent ends the whole group anyway.
-    for process in others:
-        process.kill()
-        process.wait()
 
 
 def _ours(spec: ArmSpec, turns: Turns | None) -> None:

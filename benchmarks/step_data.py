@@ -55,7 +55,7 @@ class Workload:
 
 
 def build_workload(folder: str, config: PretrainConfig, cases: int = CASES) -> Workload:
-    """Volumes twice as large as the config's regions, like CTs, in three datasets; the store and the arrays."""
+    """Volumes like CTs, twice as large as the config's regions, in three datasets: store and arrays."""
     shape: Shape = tuple(2 * side for side in region_shape(config.sampling))  # type: ignore[assignment]
     for number, dataset in enumerate(DATASETS):
         write_volumes(f"{folder}/store", dataset, shape, cases, _SEED + 100 * number)

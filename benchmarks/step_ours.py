@@ -5,6 +5,7 @@ Its callbacks tell when a step is done; timers around its functions (`step_phase
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,7 @@ def run(spec: ArmSpec, turns: Turns | None) -> None:
     phases = Phases(device)
     callbacks = _Callbacks(turns, phases, config, device)
     name = spec.name.replace(" ", "-").replace("/", "-")
-    store = CheckpointStore(f"{spec.folder}/runs/{name}")
+    store = CheckpointStore(f"{spec.folder}/runs/{name}-{os.getpid() if not spec.together else 0}")
     with watching(phases), suppress(Interrupted):
         run_pretraining(config, workload.manifests(), workload.reader(), store, callbacks, device)
 
@@ -63,7 +64,8 @@ class _Callbacks:
 
     def on_step(self, step: int) -> None:
         """Count the first step's successor, and let the turns have the step."""
-        assert self._turns is not None, "only rank 0 is told"
+        if self._turns is None:  # a run beside the one that is measured
+            return
         if step == 1 and not self._config.acceleration.compile:  # what is compiled cannot be counted
             self._counter = FlopCounterMode(display=False)
             self._counter.__enter__()

@@ -6,8 +6,9 @@ The transforms are those that our views consist of, with the same strengths. Bey
 no second level of the loss, no check for numbers that are not finite, no checkpoint, no log.
 `lightly_on_plain_modules`: the same on the same architecture as dynamic_network_architectures builds it, of
 torch's own modules.
-`segresnet`, `swinunetr`: MONAI's self-supervised recipe (project-monai/tutorials, vit_unetr_ssl: two corrupted
-copies of a crop, restoration by L1 and `ContrastiveLoss` over the restored images, Adam) on its networks.
+`segresnet`, `swinunetr`: MONAI's self-supervised recipe (project-monai/tutorials, vit_unetr_ssl: two
+corrupted copies of a crop, restoration by L1 and `ContrastiveLoss` over the restored images, Adam) on its
+networks.
 
 A plain loop leaves glibc's malloc as it is, and so do these.
 """

@@ -20,7 +20,7 @@ Arm = dict[str, Any]
 
 @dataclass(frozen=True)
 class Criterion:
-    """One requirement: `value` must be at most `bound` (at least, for `at_least`); see `tables.criteria_table`."""
+    """One requirement: `value` must be at most `bound` (at least, for `at_least`)."""
 
     name: str
     value: float

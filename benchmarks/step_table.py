@@ -1,7 +1,8 @@
 """python -m benchmarks.step_table
 
-Write the tables of docs/speed.md, between its markers, from the committed records: benchmarks/results/step.json
-for the CPU and benchmarks/results/step_gpu.json for a GPU. Where a record is not there, the page says so.
+Write the tables of docs/speed.md, between its markers, from the committed records:
+benchmarks/results/step.json for the CPU and benchmarks/results/step_gpu.json for a GPU. Where a record is not
+there, the page says so.
 """
 
 from __future__ import annotations
@@ -96,12 +97,11 @@ def _arms(budget: Record) -> str:
 
 
 def _phases(budget: Record) -> str:
-    rows = [
-        [arm["name"], *(f"{arm['figures']['shares'][name]:.1%}" for name in PHASES)]
-        + [_number(arm["figures"].get("overhead"), ".1%")]
-        for arm in budget["arms"]
-        if arm["figures"]
-    ]
+    rows = []
+    for arm in budget["arms"]:
+        if figures := arm["figures"]:
+            phases = [f"{figures['shares'][name]:.1%}" for name in PHASES]
+            rows.append([arm["name"], *phases, _number(figures.get("overhead"), ".1%")])
     header = ["arm", *PHASES, "overhead"]
     return table(f"{budget['budget']}: share of the training thread's time", header, rows).replace(
         "###", "####"
@@ -122,8 +122,8 @@ def _conditions(record: Record) -> str:
         "#### Conditions\n\n"
         f"`{record['command']}`, {record['started']}, {record['minutes']} minutes; code {record['code']}; "
         f"{where}; Python {known['python']}, torch {known['torch']}, {versions}. Load average (1, 5, 15 "
-        f"minutes): {before} before, {after} after. Medians (smallest-largest) of {settings['rounds']} turns of "
-        f"about {settings['turn_s']:g} s, one step at least.\n"
+        f"minutes): {before} before, {after} after. Medians (smallest-largest) of {settings['rounds']} turns "
+        f"of about {settings['turn_s']:g} s, one step at least.\n"
     )
 
 

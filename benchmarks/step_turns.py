@@ -1,4 +1,4 @@
-"""Arms that are measured in turns: each a process of its own that runs some steps when told, then stands still.
+"""Arms that are measured in turns: each a process that runs some steps when told, then stands still.
 
 So drifts of the machine hit all arms alike, and no arm shares an allocator, its settings or warm threads with
 another. Between turns an arm and all its workers and ranks are stopped by SIGSTOP: nothing is read ahead
@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from benchmarks.measuring import CannotRun, own_memory_mib, tree_memory, tree_usage
 
@@ -46,6 +46,8 @@ class ArmSpec:
     threads: int = 1
     """Of torch, in each rank."""
     ranks: int = 1
+    together: bool = True
+    """Whether the ranks are a process group, or as many runs side by side that know nothing of each other."""
     workers: int = 0
     """Worker processes that a peer's loop reads with."""
     turn_s: float = 4.0
@@ -97,7 +99,7 @@ class Arm:
         self._process.wait()
         self._from.close()
 
-    def start(self) -> None | CannotRun:
+    def start(self) -> CannotRun | None:
         """Wait until it has warmed up."""
         self._signal(signal.SIGCONT)
         found = self._answer(START_TIMEOUT_S)
@@ -138,42 +140,67 @@ class Arm:
             os.killpg(self._process.pid, number)
 
 
+class Kept(Protocol):
+    """What earlier runs have measured, and where this one's goes."""
+
+    @property
+    def found(self) -> dict[str, Any]:
+        """Outcomes, which are added to."""
+
+    def save(self) -> None:
+        """Keep them."""
+
+
 def in_turns(
-    specs: list[ArmSpec], rounds: int, say: Callable[[str], None]
-) -> dict[str, list[dict[str, Any]] | CannotRun]:
-    """Each arm's `about` and then its turns, by name; arms that cannot run say why. Every second round goes
-    the other way round.
+    specs: list[ArmSpec], rounds: int, say: Callable[[str], None], kept: Kept | None = None
+) -> dict[str, Any]:
+    """By each arm's name what it said of itself, as `about`, and its `turns`; or why it `cannot_run`.
+
+    Every second round goes the other way round. The rounds that are `kept` are not done again.
     """
-    outcomes: dict[str, list[dict[str, Any]] | CannotRun] = {}
+    outcomes: dict[str, Any] = {} if kept is None else kept.found
+    left = rounds - min((len(found["turns"]) for found in outcomes.values() if "turns" in found), default=0)
+    if outcomes and left <= 0:
+        return outcomes
     with contextlib.ExitStack() as stack:
         running: list[Arm] = []
         for spec in specs:
+            if "cannot_run" in outcomes.get(spec.name, {}):
+                continue
             began_s = time.monotonic()
             arm = stack.enter_context(Arm(spec))
-            failure = arm.start()
-            if failure is not None:
-                outcomes[spec.name] = failure
-                say(f"{spec.name}: cannot run: {failure.reason}")
+            if _refused(arm, arm.start(), outcomes, say):
                 continue
-            outcomes[spec.name] = [arm.about]
+            outcomes.setdefault(spec.name, {"turns": []})["about"] = arm.about
             running.append(arm)
             say(f"{spec.name}: warm after {time.monotonic() - began_s:.0f} s")
-        for number in range(rounds):
+        for number in range(rounds - left, rounds):
+            found: list[tuple[Arm, dict[str, Any]]] = []
             for arm in running if number % 2 == 0 else running[::-1]:
-                so_far = outcomes[arm.spec.name]
-                if isinstance(so_far, CannotRun):
+                turn = arm.turn()
+                if _refused(arm, turn, outcomes, say):
                     continue
-                found = arm.turn()
-                if isinstance(found, CannotRun):
-                    outcomes[arm.spec.name] = found
-                    say(f"{arm.spec.name}: cannot run: {found.reason}")
-                    continue
-                so_far.append(found)
+                assert isinstance(turn, dict)
+                found.append((arm, turn))
+            for arm, turn in found:  # a round is kept as a whole
+                outcomes[arm.spec.name]["turns"].append(turn)
+            running = [arm for arm in running if "cannot_run" not in outcomes[arm.spec.name]]
+            if kept is not None:
+                kept.save()
             say(f"round {number + 1} of {rounds}")
     return outcomes
 
 
-# ----------------------------------------------------------------------------------------------- the arm's own
+def _refused(arm: Arm, answer: object, outcomes: dict[str, Any], say: Callable[[str], None]) -> bool:
+    """Whether an arm gave no figures; then that is its outcome."""
+    if not isinstance(answer, CannotRun):
+        return False
+    outcomes[arm.spec.name] = {"cannot_run": answer.reason}
+    say(f"{arm.spec.name}: cannot run: {answer.reason}")
+    return True
+
+
+# ---------------------------------------------------------------------------------------------- the arm's own
 
 
 class Stop(Exception):  # noqa: N818  (no error)
