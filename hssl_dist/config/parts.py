@@ -129,4 +129,4 @@ class SplitConfig(Part):
 
 
 Runner = Literal["ray", "inline"]
-Precision = Literal["auto", "float32", "bfloat16"]
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
