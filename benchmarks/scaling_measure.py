@@ -91,7 +91,7 @@ def _exchanges_of_a_rank() -> tuple[dict[str, float], dict[str, float]]:
     return gathers, reductions
 
 
-# ----------------------------------------------------------------------------------------- pieces from figures
+# ---------------------------------------------------------------------------------------- pieces from figures
 
 
 def compute_line(runs: Mapping[str, Any]) -> Line:

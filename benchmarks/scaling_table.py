@@ -103,8 +103,8 @@ def _conditions(record: Record) -> str:
     return (
         f"`{record['command']}`, {record['started']}, {record['minutes']} minutes; code {record['code']}; "
         f"{known['processor']}, {known['cores']} cores, {known['memory_gib']} GiB; Python {known['python']}, "
-        f"torch {known['torch']}. Load average (1, 5, 15 minutes): {before} before, {after} after. Medians of "
-        f"{record['settings']['rounds']} turns.\n"
+        f"torch {known['torch']}. Load average (1, 5, 15 minutes): {before} before, {after} after. Medians "
+        f"of {record['settings']['rounds']} turns.\n"
     )
 
 

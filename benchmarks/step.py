@@ -18,8 +18,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import tempfile
+import time
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -89,6 +91,7 @@ def measure_all(options: argparse.Namespace, console: Console) -> dict[str, Any]
         "only": options.only,
     }
     pieces = Pieces(options.keep, settings)
+    until_s = time.monotonic() + (options.time_s or math.inf)
     measured = []
     with tempfile.TemporaryDirectory(prefix="hssl-benchmark-") as folder:
         console.say("volumes")
@@ -97,7 +100,7 @@ def measure_all(options: argparse.Namespace, console: Console) -> dict[str, Any]
         for budget, specs in arms.items():
             if chosen := _chosen(budget, specs, options.only):
                 console.say(f"{budget}: {len(chosen)} arms")
-                measured.append(_measure(budget, chosen, rounds, console, pieces.growing(budget)))
+                measured.append(_measure(budget, chosen, rounds, console, pieces.growing(budget), until_s))
     summaries = [summarise(budget) for budget in measured]
     return {
         "command": "python -m benchmarks.step " + " ".join(_told(options)),
@@ -119,8 +122,15 @@ def _chosen(budget: str, specs: list[ArmSpec], only: list[str] | None) -> list[A
     return [spec for spec in specs if wanted and (spec in wanted or spec.kind == "matmul")]
 
 
-def _measure(budget: str, specs: list[ArmSpec], rounds: int, console: Console, kept: Piece) -> dict[str, Any]:
-    outcomes = in_turns(specs, rounds, console.say, kept)
+def _measure(
+    budget: str,
+    specs: list[ArmSpec],
+    rounds: int,
+    console: Console,
+    kept: Piece,
+    until_s: float,
+) -> dict[str, Any]:
+    outcomes = in_turns(specs, rounds, console.say, kept, until_s)
     arms = []
     for spec in specs:
         arm: dict[str, Any] = {"name": spec.name}
@@ -143,6 +153,7 @@ def _told(options: argparse.Namespace) -> list[str]:
     words += [] if options.device == "cpu" else ["--device", options.device]
     words += ["--config", options.config] if options.config else []
     words += ["--only", *map(repr, options.only)] if options.only else []
+    words += [] if options.time_s is None else ["--time-s", f"{options.time_s:g}"]
     words += ["--rounds", str(options.rounds)] if options.rounds != ROUNDS else []
     return words + (["--turn-s", f"{options.turn_s:g}"] if options.turn_s != TURN_S else [])
 
@@ -177,6 +188,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", help="a config of `hssl pretrain` (default: its defaults)")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"turns of each arm (default {ROUNDS})")
     parser.add_argument("--turn-s", type=float, default=TURN_S, help=f"length of a turn (default {TURN_S:g})")
+    parser.add_argument("--time-s", type=float, help="begin no arm and no round after so many seconds")
     parser.add_argument("--only", nargs="+", help="arms such as '1 core: ours', and matrix products")
     parser.add_argument("--keep", help="a file for what is measured, which a stopped run goes on from")
     return parser

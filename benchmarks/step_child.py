@@ -6,6 +6,7 @@ others. Started by `benchmarks.step` alone, through the pipes that ARM_PIPES nam
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -14,7 +15,7 @@ import tempfile
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -41,7 +42,10 @@ def main() -> None:
         # Ranks that tell nobody: rank 0's collectives are what they wait for.
         turns = Turns(spec.turn_s, WARM_UP[spec.device]) if rank == 0 else None
         try:
-            KINDS[spec.kind](spec, turns)
+            run = _imported(spec.kind)
+            if turns is not None:
+                turns.wait_for_start()
+            run(spec, turns)
         except Stop:
             pass
         except (ImportError, torch.OutOfMemoryError) as error:
@@ -86,40 +90,23 @@ def _meet(spec: ArmSpec, rank: int, meeting: str) -> None:
     )
 
 
-def _ours(spec: ArmSpec, turns: Turns | None) -> None:
-    from benchmarks.step_ours import run
-
-    run(spec, turns)
-
-
-def _peer(name: str) -> Callable[[ArmSpec, Turns | None], None]:
-    def run_peer(spec: ArmSpec, turns: Turns | None) -> None:
-        from benchmarks import step_peers
-
-        assert turns is not None, "peers' loops are measured in one process"
-        getattr(step_peers, name)(spec, turns)
-
-    return run_peer
-
-
-def _matmul(spec: ArmSpec, turns: Turns | None) -> None:
-    from benchmarks.step_ceiling import run
-
-    assert turns is not None
-    run(spec, turns)
-
-
-KINDS: dict[str, Callable[[ArmSpec, Turns | None], Any]] = {
-    "matmul": _matmul,
-    "ours": _ours,
-    "lightly": _peer("lightly"),
-    "plain": _peer("lightly_on_plain_modules"),
-    "segresnet": _peer("segresnet"),
-    "swinunetr": _peer("swinunetr"),
+KINDS = {
+    "matmul": "benchmarks.step_ceiling:run",
+    "ours": "benchmarks.step_ours:run",
+    "lightly": "benchmarks.step_peers:lightly",
+    "plain": "benchmarks.step_peers:lightly_on_plain_modules",
+    "segresnet": "benchmarks.step_peers:segresnet",
+    "swinunetr": "benchmarks.step_peers:swinunetr",
 }
-"""What an arm does; each runs until `Turns` raises Stop. Their imports are their own: an arm shows the memory
-of what it needs.
+"""What an arm does; each runs until `Turns` raises Stop. An arm imports its own alone, so that its memory is
+that of what it needs.
 """
+
+
+def _imported(kind: str) -> Callable[[ArmSpec, Turns | None], None]:
+    module, _, name = KINDS[kind].partition(":")
+    run: Callable[[ArmSpec, Turns | None], None] = getattr(importlib.import_module(module), name)
+    return run
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,8 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.step_data import Workload
 from benchmarks.step_phases import Phases, averaging_s, watching
 from hssl_dist import collectives
+from hssl_dist.config.acceleration import StepAccelerationConfig
 from hssl_dist.config.pretrain import PretrainConfig, StageConfig
 from hssl_dist.errors import Interrupted
+from hssl_dist.memory import freed_memory_kept
 from hssl_dist.training.checkpoint import CheckpointStore
 from hssl_dist.training.loop import run_pretraining
 from hssl_dist.training.precision import resolved
@@ -37,7 +39,7 @@ def run(spec: ArmSpec, turns: Turns | None) -> None:
     callbacks = _Callbacks(turns, phases, config, device)
     name = spec.name.replace(" ", "-").replace("/", "-")
     store = CheckpointStore(f"{spec.folder}/runs/{name}-{os.getpid() if not spec.together else 0}")
-    with watching(phases), suppress(Interrupted):
+    with watching(phases), suppress(Interrupted), kept_memory(config.acceleration, device):
         run_pretraining(config, workload.manifests(), workload.reader(), store, callbacks, device)
 
 
@@ -128,6 +130,11 @@ class _Callbacks:
     def is_losing_ranks(self) -> bool:
         """Never."""
         return False
+
+
+def kept_memory(settings: StepAccelerationConfig, device: torch.device) -> AbstractContextManager[None]:
+    """Freed memory as the jobs have it, which call the loops."""
+    return freed_memory_kept(settings.keep_freed_memory and device.type == "cpu")
 
 
 def operations(counter: FlopCounterMode) -> dict[str, int]:

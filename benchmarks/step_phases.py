@@ -144,7 +144,7 @@ def watching(phases: Phases) -> Iterator[None]:
             put(Optimiser, method, timed("optimiser", getattr(Optimiser, method)))
         put(collectives, "_all_gather", timed("communication", collectives._all_gather))
         put(dist, "all_reduce", timed("communication", dist.all_reduce))
-        put(loop, "_distributed", _distributed(phases, loop._distributed))
+        put(loop, "distributed", _distributed(phases, loop.distributed))
         yield
 
 

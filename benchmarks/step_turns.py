@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import select
 import signal
@@ -92,7 +93,8 @@ class Arm:
     ) -> None:
         """End it and all that it started."""
         self._signal(signal.SIGCONT)
-        self._to.close()  # the arm reads the end of its pipe, and ends
+        with contextlib.suppress(BrokenPipeError):
+            self._to.close()  # the arm reads the end of its pipe, and ends
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_END_S if error is None else 1.0)
         self._signal(signal.SIGKILL)
@@ -100,8 +102,8 @@ class Arm:
         self._from.close()
 
     def start(self) -> CannotRun | None:
-        """Wait until it has warmed up."""
-        self._signal(signal.SIGCONT)
+        """Have it warm up, and wait for that."""
+        self._say("warm")
         found = self._answer(START_TIMEOUT_S)
         if isinstance(found, CannotRun):
             return found
@@ -113,8 +115,7 @@ class Arm:
         """One turn's figures."""
         self._signal(signal.SIGCONT)
         before = tree_usage(self._process.pid)
-        self._to.write("go\n")
-        self._to.flush()
+        self._say("go")
         found = self._answer(TURN_TIMEOUT_S)
         if isinstance(found, CannotRun):
             return found
@@ -122,6 +123,11 @@ class Arm:
         found["memory_mib"] = round(tree_memory(self._process.pid).private_mib, 1)
         self._signal(signal.SIGSTOP)
         return found
+
+    def _say(self, word: str) -> None:
+        with contextlib.suppress(BrokenPipeError):  # then there is no answer either
+            self._to.write(f"{word}\n")
+            self._to.flush()
 
     def _answer(self, timeout_s: float) -> Any:
         ready, _, _ = select.select([self._from], [], [], timeout_s)
@@ -152,52 +158,65 @@ class Kept(Protocol):
 
 
 def in_turns(
-    specs: list[ArmSpec], rounds: int, say: Callable[[str], None], kept: Kept | None = None
+    specs: list[ArmSpec],
+    rounds: int,
+    say: Callable[[str], None],
+    kept: Kept | None = None,
+    until_s: float = math.inf,
 ) -> dict[str, Any]:
     """By each arm's name what it said of itself, as `about`, and its `turns`; or why it `cannot_run`.
 
-    Every second round goes the other way round. The rounds that are `kept` are not done again.
+    Every second round goes the other way round. The rounds that are `kept` are not done again. After
+    `time.monotonic()` has come to `until_s` no arm and no round is begun.
     """
     outcomes: dict[str, Any] = {} if kept is None else kept.found
-    left = rounds - min((len(found["turns"]) for found in outcomes.values() if "turns" in found), default=0)
-    if outcomes and left <= 0:
+    done = min((len(found["turns"]) for found in outcomes.values() if "turns" in found), default=0)
+    if outcomes and done >= rounds:
         return outcomes
+    wanted = [spec for spec in specs if "cannot_run" not in outcomes.get(spec.name, {})]
     with contextlib.ExitStack() as stack:
-        running: list[Arm] = []
-        for spec in specs:
-            if "cannot_run" in outcomes.get(spec.name, {}):
-                continue
-            began_s = time.monotonic()
-            arm = stack.enter_context(Arm(spec))
-            if _refused(arm, arm.start(), outcomes, say):
-                continue
-            outcomes.setdefault(spec.name, {"turns": []})["about"] = arm.about
-            running.append(arm)
-            say(f"{spec.name}: warm after {time.monotonic() - began_s:.0f} s")
-        for number in range(rounds - left, rounds):
+        arms = [stack.enter_context(Arm(spec)) for spec in wanted]  # all of them import meanwhile
+        running = [arm for arm in arms if _warm(arm, outcomes, say, until_s)]
+        for number in range(done, rounds):
+            if time.monotonic() > until_s:
+                break
             found: list[tuple[Arm, dict[str, Any]]] = []
             for arm in running if number % 2 == 0 else running[::-1]:
                 turn = arm.turn()
-                if _refused(arm, turn, outcomes, say):
-                    continue
-                assert isinstance(turn, dict)
-                found.append((arm, turn))
+                if isinstance(turn, CannotRun):
+                    _refuse(arm, turn.reason, outcomes, say)
+                else:
+                    found.append((arm, turn))
             for arm, turn in found:  # a round is kept as a whole
                 outcomes[arm.spec.name]["turns"].append(turn)
             running = [arm for arm in running if "cannot_run" not in outcomes[arm.spec.name]]
             if kept is not None:
                 kept.save()
             say(f"round {number + 1} of {rounds}")
+    for arm in running:
+        if not outcomes[arm.spec.name]["turns"]:
+            _refuse(arm, "no time was left for a turn", outcomes, say)
     return outcomes
 
 
-def _refused(arm: Arm, answer: object, outcomes: dict[str, Any], say: Callable[[str], None]) -> bool:
-    """Whether an arm gave no figures; then that is its outcome."""
-    if not isinstance(answer, CannotRun):
+def _warm(arm: Arm, outcomes: dict[str, Any], say: Callable[[str], None], until_s: float) -> bool:
+    """Start an arm; whether it goes on."""
+    began_s = time.monotonic()
+    if began_s > until_s:
+        _refuse(arm, "no time was left for it", outcomes, say)
         return False
-    outcomes[arm.spec.name] = {"cannot_run": answer.reason}
-    say(f"{arm.spec.name}: cannot run: {answer.reason}")
+    failure = arm.start()
+    if failure is not None:
+        _refuse(arm, failure.reason, outcomes, say)
+        return False
+    outcomes.setdefault(arm.spec.name, {"turns": []})["about"] = arm.about
+    say(f"{arm.spec.name}: warm after {time.monotonic() - began_s:.0f} s")
     return True
+
+
+def _refuse(arm: Arm, reason: str, outcomes: dict[str, Any], say: Callable[[str], None]) -> None:
+    outcomes[arm.spec.name] = {"cannot_run": reason}
+    say(f"{arm.spec.name}: cannot run: {reason}")
 
 
 # ---------------------------------------------------------------------------------------------- the arm's own
@@ -220,6 +239,12 @@ class Turns:
         self._done, self._size, self._left = 0, 0, 0
         self._start_s = time.perf_counter()
         self._cpu_s = 0.0
+
+    def wait_for_start(self) -> None:
+        """Wait until the arm may warm up. Raises Stop."""
+        if not self._in.readline():
+            raise Stop
+        self._start_s = time.perf_counter()
 
     def after_step(
         self,
