@@ -210,3 +210,16 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
+
+
+def gpu_machine() -> dict[str, Any]:
+    """The GPU and the versions that numbers depend on; of the machine around it nothing is told."""
+    properties = torch.cuda.get_device_properties(0)
+    known = machine()
+    return {
+        "gpu": properties.name,
+        "gpu_memory_gib": round(properties.total_memory / (1 << 30), 1),
+        "cuda": torch.version.cuda,
+        "python": known["python"],
+        "torch": known["torch"],
+    }

@@ -19,9 +19,18 @@ FOLDER = Path(__file__).parent
 ASSUMPTIONS, CONFIG = FOLDER / "scaling_assumptions.yaml", FOLDER / "gpu.yaml"
 RESULTS = FOLDER / "results"
 _GIB = float(1 << 30)
+_RECORDED_REGION_BYTES = 2.0 * 24 * 72 * 72
 _MOMENTS = 4
 """Copies of the trained weights in float32: themselves, their gradients and AdamW's two moments."""
 _BACKWARD_OF_STEP = 2.0 / 3.0
+
+
+_VALUE = {"kind", "value", "source"}
+_KEYS = {
+    "record": {"kind", "record", "of", "path", "divide", "divide_by"},
+    "published": _VALUE,
+    "assumption": _VALUE,
+}
 
 
 @dataclass(frozen=True)
@@ -42,12 +51,21 @@ def assumptions(path: Path = ASSUMPTIONS, results: Path = RESULTS) -> list[Assum
         if section == "gpus":
             continue
         for name, entry in entries.items():
+            if odd := entry.keys() - _KEYS[entry["kind"]]:
+                raise ValueError(
+                    f"{path}: {section}.{name} has {', '.join(sorted(odd))}; quote what has commas"
+                )
             if entry["kind"] == "record":
                 value, source = _recorded(entry, results), f"{entry['record']}: {entry['of']}"
             else:
                 value, source = float(entry["value"]), str(entry["source"])
             found.append(Assumption(section, name, value, entry["kind"], source))
     return found
+
+
+def by_key(known: list[Assumption]) -> dict[str, float]:
+    """Values by `section.name`."""
+    return {f"{a.section}.{a.name}": a.value for a in known}
 
 
 def gpu_counts(path: Path = ASSUMPTIONS) -> list[int]:
@@ -101,6 +119,10 @@ class Row:
     dollars: float
     lost_share: float
     """Of the time, by faults."""
+    cached: bool
+    """Whether the node's cache is of use: it is filled from the store first."""
+    wanted_bytes_per_s: float
+    """From the store, by all nodes, for the step not to wait for it."""
     walls: list[Wall]
 
     @property
@@ -115,7 +137,7 @@ def plan(
     """The network's costs by stage, and the rows."""
     config = config or load_config(PretrainConfig, "scaling", ["--config", str(CONFIG)])
     costs = {stage: sample_cost(config, stage) for stage in ("encoder", "decoder")}  # type: ignore[arg-type]
-    given = {f"{a.section}.{a.name}": a.value for a in known}
+    given = by_key(known)
     embedding = config.objective.projection_size
     region_bytes = 2.0 * math.prod(
         math.ceil(s * (1 + config.sampling.margin)) for s in config.sampling.patch_size
@@ -158,7 +180,8 @@ def _row(
         waiting_s = given["gpu.spread"] * math.sqrt(2.0 * math.log(gpus)) * compute_s
     step_s = compute_s + gather_s + gradients_s + waiting_s
 
-    walls, data_s = _data(given, batch, per_gpu, nodes, step_s, region_bytes)
+    walls, data_s, reading = _data(given, batch, per_gpu, nodes, step_s, region_bytes)
+    wanted = reading.stored_bytes / step_s
     step_s += data_s
     samples = given["data.volumes"] * given["data.regions_per_volume"]
     samples_per_s = batch / step_s
@@ -189,39 +212,75 @@ def _row(
     efficiency = 1.0 if alone is None else samples_per_s / gpus / alone.samples_per_s
     return Row(
         gpus, batch, per_gpu, compute_s, gather_s, gradients_s, waiting_s, data_s, samples_per_s, efficiency,
-        memory_gib, steps, hours, hours * gpus, hours * gpus * given["gpu.dollars_per_hour"], lost, walls,
+        memory_gib, steps, hours, hours * gpus, hours * gpus * given["gpu.dollars_per_hour"], lost,
+        reading.cache, wanted, walls,
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """What a step reads: of all nodes' bytes from the store, and processor time of a GPU's share."""
+
+    cache: bool
+    stored_bytes: float
+    core_s: float
+
+
+def _reading(
+    given: dict[str, float], batch: int, per_gpu: float, nodes: int, region_bytes: float, *, cache: bool
+) -> _Reading:
+    """A mean step's, over the whole plan, from empty caches.
+
+    A node's cache is filled with whole volumes, each when a region of it is first drawn there; what it has no
+    room for is read region by region, as is all without a cache. Bytes and processor time of a region are
+    recorded for 24 x 72 x 72; larger ones take in proportion, and decoding takes in proportion to the bytes.
+    """
+    volumes = given["data.volumes"]
+    regions = volumes * given["data.regions_per_volume"] / nodes  # of one node
+    scale = region_bytes / _RECORDED_REGION_BYTES
+    fetched, decoding_s = (
+        given[f"data.{name}"] * scale for name in ("fetched_bytes_per_region", "core_s_per_region_fetched")
+    )
+    decoded = volumes * given["data.voxels_per_volume"] * given["data.decoded_bytes_per_voxel"]
+    held = min(1.0, given["storage.cache_bytes_per_node"] / decoded) if cache else 0.0
+    filled = held * volumes * (1.0 - math.exp(-regions / volumes)) * given["data.stored_bytes_per_volume"]
+    node_bytes = filled + (1.0 - held) * regions * fetched
+    node_core_s = node_bytes / fetched * decoding_s
+    node_core_s += held * regions * given["data.core_s_per_region_cached"] * scale
+    share = batch / (volumes * given["data.regions_per_volume"])
+    return _Reading(cache, nodes * node_bytes * share, nodes * node_core_s * share * per_gpu / batch)
 
 
 def _data(
     given: dict[str, float], batch: int, per_gpu: float, nodes: int, step_s: float, region_bytes: float
-) -> tuple[list[Wall], float]:
-    """What reading takes of storage, links and cores, were a step no longer than `step_s`; and how much
-    longer it makes the step.
+) -> tuple[list[Wall], float, _Reading]:
+    """What reading takes of storage, links and cores, were a step no longer than `step_s`; how much longer it
+    makes the step; and whether with a cache, whichever is faster.
     """
-    decoded = given["data.volumes"] * given["data.voxels_per_volume"] * given["data.decoded_bytes_per_voxel"]
-    hit = min(1.0, given["storage.cache_bytes_per_node"] / decoded)
-    # Bytes and processor time of a region are recorded for 24 x 72 x 72; larger regions take in proportion.
-    scale = region_bytes / (2.0 * 24 * 72 * 72)
-    fetched = (1.0 - hit) * given["data.fetched_bytes_per_region"] * scale
-    core_s = scale * (
-        hit * given["data.core_s_per_region_cached"] + (1.0 - hit) * given["data.core_s_per_region_fetched"]
-    )
-    fetching_s = batch * fetched / given["storage.bytes_per_s"]
-    node_s = batch / nodes * fetched / given["storage.node_bytes_per_s"]
-    cores_s = per_gpu * core_s / given["gpu.cores_per_gpu"]
+
+    def taken_s(reading: _Reading) -> tuple[float, float, float]:
+        return (
+            reading.stored_bytes / given["storage.bytes_per_s"],
+            reading.stored_bytes / nodes / given["storage.node_bytes_per_s"],
+            reading.core_s / given["gpu.cores_per_gpu"],
+        )
+
+    ways = [_reading(given, batch, per_gpu, nodes, region_bytes, cache=cache) for cache in (True, False)]
+    best = min(ways, key=lambda reading: max(taken_s(reading)))
+    store_s, node_s, cores_s = taken_s(best)
     walls = [
         Wall(
             "object storage, all nodes together",
-            fetching_s / step_s,
-            "a larger node cache, more regions of a volume at a time, or a store with more throughput",
+            store_s / step_s,
+            "a store with more throughput, or fewer GPUs; that each node draws from its own part of the "
+            "volumes, so that caches need not hold all, is not built",
         ),
         Wall("a node's way to storage", node_s / step_s, "a larger node cache, or a faster link"),
         Wall(
             "processor cores that decode", cores_s / step_s, "a larger node cache: what it holds is decoded"
         ),
     ]
-    return walls, max(0.0, max(fetching_s, node_s, cores_s) - step_s)
+    return walls, max(0.0, max(store_s, node_s, cores_s) - step_s), best
 
 
 def _memory(cost: SampleCost, per_gpu: float, batch: int, embedding: int) -> float:

@@ -10,7 +10,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.scaling_plan import Row, assumptions, gpu_counts, plan, preparation
+from benchmarks.scaling_plan import (
+    Row,
+    assumptions,
+    by_key,
+    gpu_counts,
+    plan,
+    preparation,
+)
 from benchmarks.tables import between, table
 
 ROOT = Path(__file__).parent.parent
@@ -23,8 +30,13 @@ Record = dict[str, Any]
 
 def main() -> None:
     """Rewrite the page."""
-    record = json.loads(RECORD.read_text()) if RECORD.exists() else None
-    PAGE.write_text(page_with(PAGE.read_text(), record))
+    PAGE.write_text(page_with(PAGE.read_text(), read(RECORD)))
+
+
+def read(path: Path) -> Record | None:
+    """A record, if it is there."""
+    found: Record | None = json.loads(path.read_text()) if path.exists() else None
+    return found
 
 
 def page_with(page: str, record: Record | None) -> str:
@@ -115,26 +127,36 @@ def plan_tables() -> str:
     """The table for GPUs, its walls, what preparing takes, and every assumption."""
     known, counts = assumptions(), gpu_counts()
     costs, rows = plan(known, counts)
-    given = {f"{a.section}.{a.name}": a.value for a in known}
+    found = preparation(by_key(known))
     network = "; ".join(
         f"{stage} stage {cost.flops / 1e9:.0f} GFLOP and {cost.kept_bytes / 2**20:.0f} MiB kept a region, "
         f"{cost.parameters / 1e6:.1f} million weights"
         for stage, cost in costs.items()
     )
+    inputs = [[f"{a.section}: {a.name}", f"{a.value:.6g}", a.kind, a.source] for a in known]
     return "\n".join(
         (
             _times(rows),
             f"Counted, not assumed, for benchmarks/gpu.yaml: {network}.\n",
             _costs(rows),
             _walls(rows),
-            _preparation(preparation(given)),
-            table(
-                "Assumptions",
-                ["input", "value", "kind", "source"],
-                [[f"{a.section}: {a.name}", f"{a.value:.6g}", a.kind, a.source] for a in known],
-            ),
+            _first(rows),
+            _preparation(found),
+            table("Assumptions", ["input", "value", "kind", "source"], inputs),
         )
     )
+
+
+def _first(rows: list[Row]) -> str:
+    """The wall that is hit first, in a sentence."""
+    for row in rows:
+        if row.wall.taken >= 1.0:
+            return (
+                f"The first wall: at {row.gpus} GPUs, {row.wall.name} ({row.wall.taken:.0%} taken). What to "
+                f"do: {row.wall.remedy}.\n"
+            )
+    last = rows[-1]
+    return f"No wall up to {last.gpus} GPUs; the nearest is {last.wall.name} ({last.wall.taken:.0%} taken).\n"
 
 
 def _times(rows: list[Row]) -> str:
@@ -167,11 +189,14 @@ def _costs(rows: list[Row]) -> str:
             f"{row.gpu_hours:.1f}",
             f"{row.dollars:.0f}",
             f"{row.lost_share:.2%}",
+            "on" if row.cached else "off",
+            f"{row.wanted_bytes_per_s / 1e9:.3g}",
             f"{row.wall.name}, {row.wall.taken:.0%}",
         ]
         for row in rows
     ]
-    header = ["GPUs", "steps", "hours", "GPU hours", "dollars", "lost to faults", "most taken"]
+    header = ["GPUs", "steps", "hours", "GPU hours", "dollars", "lost to faults", "cache"]
+    header += ["GB/s wanted of the store", "most taken"]
     return table("The plan, predicted", header, cells)
 
 

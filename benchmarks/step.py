@@ -26,10 +26,8 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from benchmarks import peers
-from benchmarks.measuring import end_cleanly_when_asked, load_average, machine
+from benchmarks.measuring import end_cleanly_when_asked, gpu_machine, load_average, machine
 from benchmarks.pieces import OtherSettingsError, Piece, Pieces
 from benchmarks.step_arms import budgets
 from benchmarks.step_data import build_workload
@@ -165,19 +163,6 @@ def _version_of(name: str) -> dict[str, str]:
         return {name: version(name)}
     except PackageNotFoundError:
         return {}
-
-
-def gpu_machine() -> dict[str, Any]:
-    """The GPU and the versions that numbers depend on."""
-    properties = torch.cuda.get_device_properties(0)
-    known = machine()
-    return {
-        "gpu": properties.name,
-        "gpu_memory_gib": round(properties.total_memory / (1 << 30), 1),
-        "cuda": torch.version.cuda,
-        "python": known["python"],
-        "torch": known["torch"],
-    }
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -24,8 +24,8 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.loader_data import write_volumes
-from benchmarks.measuring import machine
-from benchmarks.step import TINY, gpu_machine
+from benchmarks.measuring import gpu_machine, machine
+from benchmarks.step import TINY
 from benchmarks.step_data import Workload, build_workload
 from benchmarks.step_ours import drain, kept_memory, only_stage
 from benchmarks.tables import table
