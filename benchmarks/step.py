@@ -133,7 +133,8 @@ def _measure(
     for spec in specs:
         arm: dict[str, Any] = {"name": spec.name}
         arm |= {
-            key: getattr(spec, key) for key in ("kind", "stage", "threads", "ranks", "workers", "options")
+            key: getattr(spec, key)
+            for key in ("kind", "stage", "threads", "ranks", "workers", "options", "settings")
         }
         arm |= outcomes[spec.name]
         arms.append(arm)

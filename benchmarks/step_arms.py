@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 MONAI_BATCH = {"cpu": 4, "cuda": 16}
 SWIN_SIDE = {"cpu": 32, "cuda": 96}
 SWIN_FEATURES = 24
-PEERS = ("lightly", "plain", "segresnet", "swinunetr")
 
 
 def budgets(
@@ -42,10 +41,19 @@ def _on_one_core(base: ArmSpec, *, quick: bool) -> list[ArmSpec]:
         return arms
     return [
         *arms,
+        replace(_with(base, channels_last=True), name="ours, encoder stage, channels last", kind="ours"),
+        replace(_with(base, compile=True), name="ours, encoder stage, compiled", kind="ours"),
+        replace(_with(base, keep_freed_memory=False), name="ours, encoder stage, freed memory", kind="ours"),
         replace(base, name="lightly's loop, 1 worker", kind="lightly", workers=1),
         replace(base, name="lightly's loop, plain modules", kind="plain"),
         *_monai(base),
     ]
+
+
+def _with(base: ArmSpec, **settings: bool) -> ArmSpec:
+    """The same with some of `acceleration` otherwise than by default."""
+    acceleration = base.config["acceleration"] | settings
+    return replace(base, config=base.config | {"acceleration": acceleration}, settings=settings)
 
 
 def _on_all_cores(base: ArmSpec, cores: int) -> list[ArmSpec]:
@@ -63,14 +71,10 @@ def _on_all_cores(base: ArmSpec, cores: int) -> list[ArmSpec]:
 
 
 def _on_gpu(config: PretrainConfig, folder: str, *, quick: bool, turn_s: float) -> list[ArmSpec]:
-    compiled = config.model_copy(
-        update={"acceleration": config.acceleration.model_copy(update={"compile": True})}
-    )
     workers = max(1, len(os.sched_getaffinity(0)) - 2)
-    base = ArmSpec(
-        "", "", folder, config.model_dump(mode="json"), device="cuda", workers=workers, turn_s=turn_s
-    )
-    with_compiler = replace(base, config=compiled.model_dump(mode="json"))
+    known = config.model_dump(mode="json")
+    base = ArmSpec("", "", folder, known, device="cuda", workers=workers, turn_s=turn_s)
+    compiled = _with(base, compile=True)
     arms = [
         _ceiling(base, "bfloat16", quick=quick),
         replace(base, name="ours, encoder stage", kind="ours"),
@@ -81,8 +85,9 @@ def _on_gpu(config: PretrainConfig, folder: str, *, quick: bool, turn_s: float) 
         return arms
     return [
         *arms,
-        replace(with_compiler, name="ours, encoder stage, compiled", kind="ours"),
-        replace(with_compiler, name="ours, decoder stage, compiled", kind="ours", stage="decoder"),
+        replace(compiled, name="ours, encoder stage, compiled", kind="ours"),
+        replace(compiled, name="ours, decoder stage, compiled", kind="ours", stage="decoder"),
+        replace(_with(base, channels_last=True), name="ours, encoder stage, channels last", kind="ours"),
         replace(base, name=f"lightly's loop, plain modules, {workers} workers", kind="plain"),
         *_monai(base),
     ]

@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.step_turns import ArmSpec, Stop, Turns
+from hssl_dist.errors import HsslError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -48,7 +49,7 @@ def main() -> None:
             run(spec, turns)
         except Stop:
             pass
-        except (ImportError, torch.OutOfMemoryError) as error:
+        except (ImportError, HsslError, torch.OutOfMemoryError) as error:
             if turns is None:
                 raise
             turns.refuse(f"{type(error).__name__}: {str(error).splitlines()[0]}")

@@ -35,9 +35,8 @@ PHASES = (
     "communication",
     BOOKKEEPING,
 )
-NETWORK = ("forward", "backward")
-"""What a step is for; the optimiser and the ranks' communication are no overhead of ours either."""
 OVERHEAD = ("data", "augmentation", "loss", BOOKKEEPING)
+"""The rest is what a step is for: the network, its optimiser and what ranks have to tell each other."""
 
 Mark = float | torch.cuda.Event
 

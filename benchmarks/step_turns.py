@@ -40,6 +40,8 @@ class ArmSpec:
     """The workload's; see `step_data`."""
     config: dict[str, Any] = field(default_factory=dict)
     """A `PretrainConfig`."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What of the config's `acceleration` is not as the run's config has it; for the reader alone."""
     stage: str = "encoder"
     device: str = "cpu"
     cores: tuple[int, ...] = ()
