@@ -49,7 +49,7 @@ needed = {
     "torch": "torch", "numpy": "numpy", "scipy": "scipy", "pydantic": "pydantic", "yaml": "PyYAML",
     "pydantic_settings": "pydantic-settings", "jaxtyping": "jaxtyping", "safetensors": "safetensors",
     "tensorstore": "tensorstore", "zarr": "zarr", "numcodecs": "numcodecs", "google_crc32c": "google-crc32c",
-    "fsspec": "fsspec", "nibabel": "nibabel", "isal": "isal", "psutil": "psutil", "rich": "rich",
+    "fsspec": "fsspec", "nibabel": "nibabel", "isal": "isal", "psutil": "psutil",
 }
 missing = [package for module, package in needed.items() if importlib.util.find_spec(module) is None]
 if missing:

@@ -11,7 +11,7 @@ from benchmarks.step_turns import ArmSpec
 if TYPE_CHECKING:
     from hssl_dist.config.pretrain import PretrainConfig
 
-MONAI_BATCH = {"cpu": 4, "cuda": 16}
+MONAI_BATCH = {"cpu": 4, "cuda": 4}
 SWIN_SIDE = {"cpu": 32, "cuda": 96}
 SWIN_FEATURES = 24
 

@@ -41,7 +41,7 @@ def main() -> None:
     rank = int(os.environ.get("ARM_RANK", "0"))
     with _ranks(spec, rank):
         # Ranks that tell nobody: rank 0's collectives are what they wait for.
-        turns = Turns(spec.turn_s, WARM_UP[spec.device]) if rank == 0 else None
+        turns = _turns(spec) if rank == 0 else None
         try:
             run = _imported(spec.kind)
             if turns is not None:
@@ -53,6 +53,13 @@ def main() -> None:
             if turns is None:
                 raise
             turns.refuse(f"{type(error).__name__}: {str(error).splitlines()[0]}")
+
+
+def _turns(spec: ArmSpec) -> Turns:
+    if spec.device == "cpu":
+        return Turns(spec.turn_s, WARM_UP[spec.device])
+    # All arms live at once, and a GPU's memory is for one of them at a time.
+    return Turns(spec.turn_s, WARM_UP[spec.device], lead=2, release=torch.cuda.empty_cache)
 
 
 @contextmanager

@@ -231,22 +231,24 @@ class Stop(Exception):  # noqa: N818  (no error)
 class Turns:
     """Tells an arm's loop when to go on; the loop calls `after_step` once a step is wholly done.
 
-    The first steps warm up: `warm_up` of them, the last of which says how many steps fit into a turn.
+    The first `warm_up` steps warm up; the last of them says how many steps fit into a turn. Between turns
+    `release` gives back memory that others may need; then the first `lead` steps of a turn, which take it
+    again, do not count.
     """
 
-    def __init__(self, turn_s: float, warm_up: int = 2) -> None:
+    def __init__(
+        self, turn_s: float, warm_up: int = 2, lead: int = 0, release: Callable[[], None] = lambda: None
+    ) -> None:
         read, write = map(int, os.environ["ARM_PIPES"].split(","))
         self._in, self._out = os.fdopen(read), os.fdopen(write, "w")
-        self._turn_s, self._warm_up = turn_s, warm_up
-        self._done, self._size, self._left = 0, 0, 0
-        self._start_s = time.perf_counter()
-        self._cpu_s = 0.0
+        self._turn_s, self._warm_up, self._lead, self._release = turn_s, warm_up, lead, release
+        self._size, self._left, self._leading = 0, 0, 0
+        self._start_s, self._thread_s = time.perf_counter(), 0.0
 
     def wait_for_start(self) -> None:
         """Wait until the arm may warm up. Raises Stop."""
         if not self._in.readline():
             raise Stop
-        self._start_s = time.perf_counter()
 
     def after_step(
         self,
@@ -258,34 +260,49 @@ class Turns:
         """At the end of a turn, `drain` the device, answer with what `finish` gives, and wait for the next,
         which `begin` starts; after the warm-up, with what `about` gives. Raises Stop.
         """
-        self._done += 1
-        if self._done < self._warm_up:
-            drain()
-            self._start_s = time.perf_counter()
-            return
-        if self._done == self._warm_up:
-            drain()
-            step_s = time.perf_counter() - self._start_s
-            self._size = max(1, round(self._turn_s / step_s))
-            self._answer(about() | {"steps_per_turn": self._size})
+        if self._warm_up:
+            self._warm(about, drain)
+        elif self._leading:
+            self._leading -= 1
         else:
             self._left -= 1
             if self._left:
                 return
             drain()
-            wall_s = time.perf_counter() - self._start_s
-            thread_s = time.thread_time() - self._cpu_s
-            figures = {"steps": self._size, "wall_s": wall_s, "thread_s": thread_s, **finish()}
-            self._answer(figures | {"peak_mib": round(own_memory_mib("VmHWM"), 1)})
-        if not self._in.readline():
-            raise Stop
-        self._left = self._size
+            figures = {
+                "steps": self._size,
+                "wall_s": time.perf_counter() - self._start_s,
+                "thread_s": time.thread_time() - self._thread_s,
+            }
+            self._answer(figures | finish() | {"peak_mib": round(own_memory_mib("VmHWM"), 1)})
+        if self._warm_up or self._leading:
+            return
+        if not self._left:
+            self._next_turn()
+            if self._leading:
+                return
+        drain()
         begin()
-        self._start_s, self._cpu_s = time.perf_counter(), time.thread_time()
+        self._start_s, self._thread_s = time.perf_counter(), time.thread_time()
 
     def refuse(self, reason: str) -> None:
         """Say why the arm cannot run."""
         self._answer({"cannot_run": reason})
+
+    def _warm(self, about: Callable[[], dict[str, Any]], drain: Callable[[], None]) -> None:
+        drain()
+        now_s = time.perf_counter()
+        self._warm_up -= 1
+        if not self._warm_up:
+            self._size = max(1, round(self._turn_s / (now_s - self._start_s)))
+            self._answer(about() | {"steps_per_turn": self._size})
+        self._start_s = now_s
+
+    def _next_turn(self) -> None:
+        self._release()
+        if not self._in.readline():
+            raise Stop
+        self._left, self._leading = self._size, self._lead
 
     def _answer(self, found: dict[str, Any]) -> None:
         self._out.write(json.dumps(found) + "\n")
