@@ -50,11 +50,11 @@ def refuse(
     device = samples.numbers.device
     saved = save_samples(run_folder, batch.step, own, values, device)
     half = resolved(config.precision, device) == "float16" and reason != "region"
-    remedy = "set precision to float32, for float16 ends at 65504, or " if half else ""
+    remedy = ", or set precision to float32: float16 ends at 65504" if half else ""
     raise NonFiniteError(
         f"step {batch.step}: not finite: {terms}; with samples of "
-        f"{', '.join(names[:_NAMED_SAMPLES])}{more}; the weights are as before the step: {remedy}look at "
-        f"these cases, or lower the learning rate{saved}"
+        f"{', '.join(names[:_NAMED_SAMPLES])}{more}; the weights are as before the step: look at these "
+        f"cases, or lower the learning rate{remedy}{saved}"
     )
 
 

@@ -120,7 +120,7 @@ def test_once_the_scale_cannot_fall_it_is_an_error(tmp_path: Path) -> None:
     settings = float16_run(1e12, encoder=StageConfig(steps=30, warmup_steps=1))
     recorder = Recorder()
     with pytest.raises(
-        NonFiniteError, match=r"step 16: not finite: loss .* set precision to float32, for float16"
+        NonFiniteError, match=r"step 16: not finite: loss .* set precision to float32: float16"
     ):
         run(tmp_path, settings, recorder)
     assert [metrics["gradient_scale"] for _, metrics in recorder.metrics] == [
