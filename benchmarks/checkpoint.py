@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from benchmarks.loader_data import generate
-from benchmarks.measuring import load_average, machine
+from benchmarks.measuring import gpu_machine, load_average, machine
 from hssl_dist.config.network import NetworkConfig
 from hssl_dist.config.pretrain import CheckpointConfig, PretrainConfig, SamplingConfig, StageConfig
 from hssl_dist.records import Shape
@@ -120,7 +120,7 @@ class TimedStore(CheckpointStore):
         return url
 
 
-def measure(folder: Path, size: Size, rounds: int) -> dict[str, Any]:
+def measure(folder: Path, size: Size, rounds: int, device: str = "cpu") -> dict[str, Any]:
     """The figures of both stages."""
     generate(str(folder), (32, 96, 96), 4)
     config = size.config(size.between)
@@ -128,7 +128,7 @@ def measure(folder: Path, size: Size, rounds: int) -> dict[str, Any]:
     for number in range(rounds):
         # The one that goes first alternates: a machine that slows down must not favour either.
         order = (10 * size.steps, size.between) if number % 2 == 0 else (size.between, 10 * size.steps)
-        runs = {every: _train(folder, f"{number}-{every}", size.config(every)) for every in order}
+        runs = {every: _train(folder, f"{number}-{every}", size.config(every), device) for every in order}
         (without, _), (with_them, store) = runs[10 * size.steps], runs[size.between]
         for stage, (first, last) in stage_steps(config).items():
             plain_s, saving_s = (clock.step_s(first, last) for clock in (without, with_them))
@@ -151,9 +151,9 @@ def measure(folder: Path, size: Size, rounds: int) -> dict[str, Any]:
     return {"stages": stages, "share": worst, "bound": BOUND, "passed": worst <= BOUND}
 
 
-def _train(folder: Path, name: str, config: PretrainConfig) -> tuple[Clock, TimedStore]:
+def _train(folder: Path, name: str, config: PretrainConfig, device: str) -> tuple[Clock, TimedStore]:
     clock, store, url = Clock(), TimedStore(str(folder / "runs" / name)), str(folder / "store")
-    run_pretraining(config, read_manifests(url), open_reader(url), store, clock, torch.device("cpu"))
+    run_pretraining(config, read_manifests(url), open_reader(url), store, clock, torch.device(device))
     return clock, store
 
 
@@ -204,15 +204,20 @@ def main() -> None:
     )
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--quick", action="store_true", help="small volumes, so that it only shows it runs")
     parser.add_argument("--steps", type=int, default=Size.steps, help="of each stage, at least 10")
     flags = parser.parse_args()
     torch.set_num_threads(1)
+    size = Size(steps=flags.steps)
+    if flags.quick:
+        size = Size(steps=10, global_batch=2, patch_size=(4, 16, 16))
     before = load_average()
     with tempfile.TemporaryDirectory(prefix="hssl-benchmark-") as folder:
-        result = measure(Path(folder), Size(steps=flags.steps), flags.rounds)
+        result = measure(Path(folder), size, flags.rounds, flags.device)
     result |= {
         "rounds": flags.rounds,
-        "machine": machine(),
+        "machine": machine() if flags.device == "cpu" else gpu_machine(),
         "load_average": {"before": before, "after": load_average()},
     }
     sys.stdout.write((json.dumps(result, indent=2) if flags.json else table(result)) + "\n")

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 SEED = 7
 DATASET = "generated"
-_STD_HU = 400.0
+_STD_HU, _BRIGHT_HU = 400.0, 120.0
 
 
 @dataclass(frozen=True)
@@ -98,21 +98,39 @@ def anatomy(shape: Shape, seed: int) -> Float32[np.ndarray, "1 z y x"]:
 def generate(folder: str, shape: Shape, count: int, storage: StorageConfig | None = None) -> Prepared:
     """Write `count` volumes into a store and as arrays."""
     write_volumes(f"{folder}/store", DATASET, shape, count, SEED, storage)
-    return _with_arrays(folder)
+    return with_arrays(folder)
 
 
 def write_volumes(
-    root: str, dataset: str, shape: Shape, count: int, seed: int, storage: StorageConfig | None = None
+    root: str,
+    dataset: str,
+    shape: Shape,
+    count: int,
+    seed: int,
+    storage: StorageConfig | None = None,
+    *,
+    labelled: bool = False,
 ) -> None:
-    """Write `count` volumes into the store at `root`, as a dataset that is a task and a group of its own."""
+    """Write `count` volumes into the store at `root`, as a dataset that is a task and a group of its own.
+
+    Labelled, the brightest tissue is a class.
+    """
     own = {"dataset": dataset, "task": dataset, "group": dataset}
+    classes = {1: "bright"} if labelled else {}
     records = []
     for index in range(count):
         image = anatomy(shape, seed + index)
-        volume = Volume(image, None, (1.0, 1.0, 1.0), ("ct",), _geometry(shape))
         record = _record(f"case{index:03}", shape, image).model_copy(update=own)
-        records.append(write_case(root, record, volume, {}, storage or StorageConfig()))
-    write_manifest(root, _HEADER.model_copy(update=own), records)
+        label = (image[0] > _BRIGHT_HU / _STD_HU).astype(np.uint8) if labelled else None
+        if label is not None:
+            places = [
+                tuple(map(int, place)) for place in np.argwhere(label)[:: max(1, int(label.sum()) // 64)]
+            ]
+            known = {"labelled": True, "foreground": {"1": tuple(places)}, "voxels": {"1": int(label.sum())}}
+            record = record.model_copy(update=known)
+        volume = Volume(image, label, (1.0, 1.0, 1.0), ("ct",), _geometry(shape))
+        records.append(write_case(root, record, volume, classes, storage or StorageConfig()))
+    write_manifest(root, _HEADER.model_copy(update=own | {"classes": classes}), records)
 
 
 def real(folder: str, config_file: str, shape: Shape, per_dataset: int) -> Prepared:
@@ -137,10 +155,10 @@ def real(folder: str, config_file: str, shape: Shape, per_dataset: int) -> Prepa
             update={"dataset": dataset.name, "classes": dataset.classes, "channels": dataset.modalities}
         )
         write_manifest(f"{folder}/store", header, records)
-    return _with_arrays(folder, shape)
+    return with_arrays(folder, shape)
 
 
-def _with_arrays(folder: str, at_least: Shape = (1, 1, 1)) -> Prepared:
+def with_arrays(folder: str, at_least: Shape = (1, 1, 1)) -> Prepared:
     """Write the values of the store's cases as the reference reader has them."""
     reader = open_reader(f"{folder}/store", "zarr")
     found = []

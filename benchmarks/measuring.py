@@ -79,10 +79,10 @@ def _measure_here(
     work = build(*arguments)
     gc.collect()
     if memory_limit_mib is not None:
-        limit = int((_own_memory_mib("VmData") + memory_limit_mib) * MIB)
+        limit = int((own_memory_mib("VmData") + memory_limit_mib) * MIB)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
-    before_mib = _own_memory_mib("VmRSS")
+    before_mib = own_memory_mib("VmRSS")
     start_cpu_s, start_s = time.process_time(), time.perf_counter()
     try:
         result = work()
@@ -92,10 +92,11 @@ def _measure_here(
             raise
         return CannotRun(f"needs more than {memory_limit_mib or 0:.0f} MiB")
     wall_s, cpu_s = time.perf_counter() - start_s, time.process_time() - start_cpu_s
-    return Measurement(_own_memory_mib("VmHWM") - before_mib, cpu_s, wall_s, result)
+    return Measurement(own_memory_mib("VmHWM") - before_mib, cpu_s, wall_s, result)
 
 
-def _own_memory_mib(field: str) -> float:
+def own_memory_mib(field: str) -> float:
+    """A size of this process as /proc/self/status has it: `VmRSS`, `VmHWM` (the most of it), `VmData`."""
     for line in Path("/proc/self/status").read_text().splitlines():
         name, _, value = line.partition(":")
         if name == field:
@@ -208,4 +209,17 @@ def machine() -> dict[str, Any]:
         "memory_gib": round(psutil.virtual_memory().total / 1024 / MIB, 1),
         "python": platform.python_version(),
         "torch": torch.__version__,
+    }
+
+
+def gpu_machine() -> dict[str, Any]:
+    """The GPU and the versions that numbers depend on; of the machine around it nothing is told."""
+    properties = torch.cuda.get_device_properties(0)
+    known = machine()
+    return {
+        "gpu": properties.name,
+        "gpu_memory_gib": round(properties.total_memory / (1 << 30), 1),
+        "cuda": torch.version.cuda,
+        "python": known["python"],
+        "torch": known["torch"],
     }

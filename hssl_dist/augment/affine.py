@@ -74,7 +74,7 @@ def apply_maps(
 
 def invert_maps(maps: Float[Tensor, "batch 3 4"]) -> Float[Tensor, "batch 3 4"]:
     """The maps from source to target."""
-    linear = torch.linalg.inv(maps[:, :, :3])
+    linear = torch.linalg.inv_ex(maps[:, :, :3]).inverse  # `inv` would wait to see that there is one
     offset = -(linear * maps[:, None, :, 3]).sum(2, keepdim=True)
     return torch.cat([linear, offset], dim=2)
 
@@ -90,7 +90,7 @@ def resample(
     `bilinear` is torch's name; in three dimensions it is trilinear.
     """
     theta = torch.as_tensor(_normalised(maps, images.shape[2:], size), dtype=images.dtype)
-    grid = _grid(theta.to(images.device), size)
+    grid = _grid(theta.to(images.device, non_blocking=True), size)
     return F.grid_sample(images, grid, mode=mode, padding_mode="border", align_corners=False)
 
 

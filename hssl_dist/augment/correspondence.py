@@ -40,7 +40,7 @@ def matching_points(views: Views, patch_size: Shape, points: int, seeds: Sequenc
     count = min(_CANDIDATES * points, voxels)
     drawn = np.stack([stream(seed, "points").choice(voxels, count, replace=False) for seed in seeds])
     places = np.stack(np.unravel_index(drawn, patch_size), axis=2)
-    first = torch.as_tensor(places, dtype=torch.float32).to(views.first.device)
+    first = torch.as_tensor(places, dtype=torch.float32).to(views.first.device, non_blocking=True)
     region = apply_maps(views.first_to_region, first)
     second = apply_maps(invert_maps(views.second_to_region), region)
     valid = _inside(second, patch_size) & _inside(region, views.region_size)
@@ -62,7 +62,7 @@ def sample_points(
     The features may be coarser than the patch: their cells tile it. Beyond the outermost cell's centre its
     value goes on.
     """
-    size = torch.tensor(patch_size, dtype=points.dtype).to(points.device)
+    size = _size(patch_size, points)
     grid = ((2.0 * points + 1.0) / size - 1.0).flip(-1)[:, :, None, None]
     dtype = torch.promote_types(features.dtype, torch.float32)  # half precision would misplace the points
     sampled = F.grid_sample(features.to(dtype), grid.to(dtype), padding_mode="border", align_corners=False)
@@ -70,5 +70,8 @@ def sample_points(
 
 
 def _inside(points: Float[Tensor, "batch points 3"], size: Shape) -> Bool[Tensor, "batch points"]:
-    last = torch.tensor(size, dtype=points.dtype).to(points.device) - 1.0
-    return ((points >= 0.0) & (points <= last)).all(2)
+    return ((points >= 0.0) & (points <= _size(size, points) - 1.0)).all(2)
+
+
+def _size(size: Shape, like: Tensor) -> Float[Tensor, " 3"]:
+    return torch.tensor(size, dtype=like.dtype).to(like.device, non_blocking=True)

@@ -25,7 +25,7 @@ def mask_blocks(
     image) are replaced by noise of the image's mean and standard deviation; to the rest noise
     of `noise` times the image's standard deviation is added.
     """
-    mask = _block_mask(tuple(images.shape[2:]), seeds, fraction).to(images.device)
+    mask = _block_mask(tuple(images.shape[2:]), seeds, fraction).to(images.device, non_blocking=True)
     std, mean = torch.std_mean(images, dim=(2, 3, 4), keepdim=True, correction=0)
     drawn = std * normals(seeds, "corruption/noise", tuple(images.shape[1:]), images.device)
     return torch.where(mask, mean + drawn, images + noise * drawn), mask

@@ -72,7 +72,7 @@ def _soften(
         return images
     sigma = np.where(blurred, _between(_BLUR_SIGMA, draws[:, 3]), 0.0)[chosen]
     zoom = np.where(coarsened, _between(_ZOOM, draws[:, 11]), 1.0)[chosen]
-    rows = torch.as_tensor(chosen, device=images.device)
+    rows = torch.as_tensor(chosen).to(images.device, non_blocking=True)
     soft = images[rows]
     thickness = anisotropy((soft.shape[1], soft.shape[2], soft.shape[3]))
     with torch.autocast(images.device.type, enabled=False):
@@ -122,4 +122,4 @@ def _between(
 
 
 def _column(values: Float64[np.ndarray, " batch"], like: Tensor) -> Float[Tensor, "batch 1 1 1"]:
-    return torch.as_tensor(values, dtype=like.dtype, device=like.device).view(-1, 1, 1, 1)
+    return torch.as_tensor(values, dtype=like.dtype).to(like.device, non_blocking=True).view(-1, 1, 1, 1)

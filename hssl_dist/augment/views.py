@@ -46,5 +46,5 @@ def two_views(
         drawn = draw_maps(uniforms(seeds, f"{purpose}/map", DRAWS), config, region_size, patch_size)
         view = resample(regions, drawn, patch_size)
         views.append(adjust_intensity(view[:, 0], seeds, f"{purpose}/intensity", config)[:, None])
-        maps.append(torch.as_tensor(drawn, dtype=torch.float32).to(regions.device))
+        maps.append(torch.as_tensor(drawn, dtype=torch.float32).to(regions.device, non_blocking=True))
     return Views(views[0], views[1], maps[0], maps[1], region_size)

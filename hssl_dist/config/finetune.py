@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from hssl_dist import files
+from hssl_dist.config.acceleration import StepAccelerationConfig
 from hssl_dist.config.network import NetworkConfig
 from hssl_dist.config.parts import (
     CacheConfig,
@@ -120,7 +121,8 @@ class SupervisedConfig(Part):
     """Validate and keep an exponential moving average of the weights, of this decay; off if not given."""
     precision: Precision = "float32"
     """Of the network's forward pass; weights, loss and optimiser stay in float32. `auto`: bfloat16 on
-    hardware that is faster with it, else float32."""
+    hardware that is faster with it, else float16 on a GPU, else float32. In float16 the loss is scaled."""
+    acceleration: StepAccelerationConfig = StepAccelerationConfig()
     validate_every: PositiveInt = 200
     """Steps between validations; the last step is always validated."""
     validation_overlap: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5

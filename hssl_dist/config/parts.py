@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -39,8 +40,10 @@ class Part(BaseModel):
 class JobConfig(Part):
     """Base of the one root config each job has."""
 
-    def hash(self, exclude: set[str] | None = None) -> str:
-        """SHA-256 of the resolved config, without the top-level keys in `exclude`."""
+    def hash(self, exclude: Mapping[str, Any] | set[str] | None = None) -> str:
+        """SHA-256 of the resolved config, without the keys in `exclude`: those of the top level, or, in a
+        mapping, deeper ones too, as pydantic's `model_dump` takes them.
+        """
         dump: dict[str, Any] = self.model_dump(mode="json", exclude=exclude)
         return content_hash(dump)
 
@@ -126,4 +129,4 @@ class SplitConfig(Part):
 
 
 Runner = Literal["ray", "inline"]
-Precision = Literal["auto", "float32", "bfloat16"]
+Precision = Literal["auto", "float32", "bfloat16", "float16"]

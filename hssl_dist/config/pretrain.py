@@ -15,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 
+from hssl_dist.config.acceleration import AccelerationConfig
 from hssl_dist.config.network import NetworkConfig
 from hssl_dist.config.parts import (
     CacheConfig,
@@ -214,7 +215,8 @@ class LearningConfig(Part):
     depend on it: negatives and gradients are those of the global batch."""
     precision: Precision = "float32"
     """Of encoder and decoder; weights, heads, losses and optimiser stay in float32. `auto`: bfloat16 on
-    hardware that is faster with it, else float32."""
+    hardware that is faster with it, else float16 on a GPU, else float32. In float16 the loss is scaled."""
+    acceleration: AccelerationConfig = AccelerationConfig()
     log_every_steps: PositiveInt = 10
     """Steps between logged metrics."""
     sampling: SamplingConfig = SamplingConfig()

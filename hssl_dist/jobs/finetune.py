@@ -35,7 +35,7 @@ from hssl_dist.jobs.lineage import lineage
 from hssl_dist.jobs.publish import publish, register_safe
 from hssl_dist.jobs.starting import Start, other_network, starting_point
 from hssl_dist.jobs.stopping import stop_requests
-from hssl_dist.memory import within_memory
+from hssl_dist.memory import freed_memory_kept, within_memory
 from hssl_dist.networks.weights import ModelCard
 from hssl_dist.records import Lineage, Manifest, Outcome, content_hash
 from hssl_dist.report.curves import line_chart
@@ -109,7 +109,8 @@ def _tune(config: FinetuneConfig, console: Console, should_stop: Callable[[], bo
         tracked.log_json("patients.json", patients.as_json(config))
         if start.report is not None:
             tracked.log_json("transfer.json", {**asdict(start.report), "parts": start.report.parts})
-        with within_memory("training", _smaller(config)):
+        kept = device.type == "cpu" and config.training.acceleration.keep_freed_memory
+        with within_memory("training", _smaller(config)), freed_memory_kept(kept):
             delivered = _train(config, manifest, patients, start, device, tracked, console, saving)
         _log_result(tracked, delivered)
         card = _card(config, manifest, patients, start, past, delivered, origin, tracked.id, device)
@@ -136,7 +137,7 @@ def _trajectory(
 ) -> dict[str, Any]:
     """All that determines the result: no run is resumed, or taken as done, as another one. Plain JSON."""
     part = config.model_dump(mode="json", exclude=_WHERE_NOT_WHAT | {"name", "checkpoint"})
-    del part["training"]["log_every_steps"]
+    del part["training"]["log_every_steps"], part["training"]["acceleration"]
     if config.split.file is not None:
         part["split"]["file"] = content_hash(asdict(patients.split))  # what it says, wherever it lies
     part |= {"model": start.parent_model or config.model, "model_card": start.parent_card}

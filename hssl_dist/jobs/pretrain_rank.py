@@ -23,7 +23,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from hssl_dist import collectives, files
 from hssl_dist.errors import CollectiveError, Interrupted, StoreError
-from hssl_dist.memory import within_memory
+from hssl_dist.memory import freed_memory_kept, within_memory
 from hssl_dist.sampling.split_files import named_datasets
 from hssl_dist.store import list_datasets, open_reader, read_manifests
 from hssl_dist.training.checkpoint import CheckpointStore
@@ -161,7 +161,8 @@ def train_rank(
     checkpoints = checkpoint_store(config)
     if collectives.rank() == 0 and (step := checkpoints.latest()) is not None:
         say(f"going on from the checkpoint of step {step}")
-    with within_memory("training", _smaller(config)):
+    kept = device.type == "cpu" and config.acceleration.keep_freed_memory
+    with within_memory("training", _smaller(config)), freed_memory_kept(kept):
         result = run_pretraining(
             config,
             read_same_manifests(config, lineage),

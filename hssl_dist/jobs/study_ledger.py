@@ -18,9 +18,15 @@ from hssl_dist.sampling.splits import split_manifest
 if TYPE_CHECKING:
     from hssl_dist.config.study import StudyConfig
 
-_WHERE_NOT_WHAT = {
-    "store", "cache", "runs", "output", "tracking", "runner", "ray", "threads", "checkpoint", "look_again",
-    "only",
+_WHERE_NOT_WHAT = dict.fromkeys(
+    (
+        "store", "cache", "runs", "output", "tracking", "runner", "ray", "threads", "checkpoint",
+        "look_again", "only",
+    ),
+    True,
+) | {
+    "pretrain": {"acceleration"},
+    "tasks": {"__all__": {"training": {"acceleration"}}},
 }  # fmt: skip
 """Keys that do not make a study another one."""
 

@@ -215,7 +215,7 @@ def _determining(config: StudyConfig, cell: Cell, manifests: Mapping[str, Manife
     tuning = finetune_config(config, cell, SCRATCH).model_dump(
         mode="json", include={"parts", "split", "training", "network"}
     )
-    del tuning["training"]["log_every_steps"]
+    del tuning["training"]["log_every_steps"], tuning["training"]["acceleration"]
     if config.split.file is not None:
         tuning["split"]["file"] = files.sha256(config.split.file)[0]
     pretraining = pretrain_config(config, cell.arm, cell.task, 0)

@@ -39,7 +39,7 @@ def agreed_rows(first: Tensor, second: Tensor, temperature: Tensor | float) -> t
 
 def check_temperature(temperature: Tensor | float) -> None:
     """Raise ConfigError if it is not positive. (The loop names the samples behind a NaN.)"""
-    degree = float(torch.as_tensor(temperature).detach())
+    degree = float(temperature.detach() if isinstance(temperature, torch.Tensor) else temperature)
     if degree <= 0:
         raise ConfigError(f"the temperature is {degree:g}; it must be positive: set it to 0.1, say")
 

@@ -120,7 +120,10 @@ def contrast(
     tile = tile or _TILES.get(rows.device.type, 1024)
     with torch.autocast(rows.device.type, enabled=False):
         unit = F.normalize(at_least_float32(rows), dim=2)
-        temperature = torch.as_tensor(temperature, dtype=unit.dtype, device=unit.device)
+        if isinstance(temperature, Tensor):
+            temperature = temperature.to(unit.device, unit.dtype, non_blocking=True)
+        else:
+            temperature = unit.new_full((), temperature)
         loss: Tensor = _Contrast.apply(  # type: ignore[no-untyped-call]
             unit, temperature, marks, rows_of_ranks, counted, tile
         )

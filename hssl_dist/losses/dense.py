@@ -52,16 +52,20 @@ def dense_contrast_across(
     temperature: Float[Tensor, ""] | float,
     distance: float,
     *,
+    counts: tuple[int, ...] | None = None,
     tile: int | None = None,
 ) -> Float[Tensor, ""]:
     """The rank's share of the loss with the points of all ranks' other volumes as negatives too.
 
     `regions` tells volumes apart over all ranks; volumes of the same entry in `groups` (such as the regions
-    of one patient) are no negatives of each other. Raises what `agreed_rows` does, on all ranks alike.
+    of one patient) are no negatives of each other. Raises what `agreed_rows` does, on all ranks alike; with
+    `counts`, the volumes of each rank, ranks have agreed before, and that is not asked again.
     """
     points = coordinates.shape[1]
     first, second = first_points.flatten(0, 1), second_points.flatten(0, 1)
-    counts = agreed_rows(first, second, temperature)
+    rows_of_ranks = (
+        agreed_rows(first, second, temperature) if counts is None else tuple(points * n for n in counts)
+    )
     marks = Marks(
         group=groups.repeat_interleave(points).repeat(2)[None],
         region=regions.repeat_interleave(points).repeat(2)[None],
@@ -70,7 +74,7 @@ def dense_contrast_across(
         distance=distance,
     )
     rows = torch.cat((first, second))[None]
-    return contrast(rows, temperature, marks, rows_of_ranks=tuple(2 * n for n in counts), tile=tile)
+    return contrast(rows, temperature, marks, rows_of_ranks=tuple(2 * n for n in rows_of_ranks), tile=tile)
 
 
 def contrasted_rows(

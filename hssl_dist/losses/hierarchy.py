@@ -12,17 +12,27 @@ from hssl_dist.losses.scaling import at_least_float32, scale_to_ranks, scale_to_
 
 
 def classification(
-    logits: Float[Tensor, "b classes"], targets: Int[Tensor, " b"], *, balanced: bool = False
+    logits: Float[Tensor, "b classes"],
+    targets: Int[Tensor, " b"],
+    *,
+    balanced: bool = False,
+    total_rows: int | None = None,
 ) -> Float[Tensor, ""]:
     """The rank's share of the mean cross-entropy over all ranks' samples; ranks may hold different `b`.
 
     `balanced` takes the mean within each class first, then over the classes that any rank has: a sample
-    counts inversely to the frequency of its class in the global batch.
+    counts inversely to the frequency of its class in the global batch. `total_rows`, over all ranks, may be
+    given: then ranks exchange at most the classes' frequencies.
     """
     logits = at_least_float32(logits)
     if not balanced:
-        return scale_to_ranks(F.cross_entropy(logits, targets, reduction="sum"), targets.shape[0])
-    counts = collectives.all_reduce_sum(torch.bincount(targets, minlength=logits.shape[1]))
+        cost = F.cross_entropy(logits, targets, reduction="sum")
+        if total_rows is not None:
+            return scale_to_total(cost, total_rows)
+        return scale_to_ranks(cost, targets.shape[0])
+    # torch.bincount would make the host wait for the largest target.
+    own = targets.new_zeros(logits.shape[1]).index_add(0, targets, torch.ones_like(targets))
+    counts = collectives.all_reduce_sum(own)
     costs = F.cross_entropy(logits, targets, reduction="none")
     total = (costs / counts[targets]).sum()
     return scale_to_total(total, (counts > 0).sum())

@@ -18,6 +18,7 @@ def nt_xent(
     temperature: Float[Tensor, ""] | float,
     *,
     groups: Int[Tensor, " n"] | None = None,
+    counts: tuple[int, ...] | None = None,
     tile: int | None = None,
 ) -> Float[Tensor, ""]:
     """The rank's share of the loss; row `k` of `first` and of `second` are two views of one region.
@@ -31,8 +32,10 @@ def nt_xent(
     `torch.compile` it runs as it is, between the compiled parts.
 
     Raises on all ranks alike: what `agreed_rows` does, and TrainingError for fewer than 2 regions in all.
+    `counts`, the `n` of each rank, may be given once ranks have agreed: then nothing of it is asked again,
+    and the host does not wait for the device.
     """
-    counts = agreed_rows(first, second, temperature)
+    counts = counts or agreed_rows(first, second, temperature)
     if sum(counts) < 2:
         raise TrainingError(
             f"the contrastive loss got {sum(counts)} regions over {len(counts)} ranks: "

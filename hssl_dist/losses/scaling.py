@@ -17,12 +17,18 @@ from hssl_dist import collectives
 
 def scale_to_ranks(local_sum: Float[Tensor, ""], local_count: Num[Tensor, ""] | int) -> Float[Tensor, ""]:
     """W / M * `local_sum`, with M the sum of all ranks' `local_count`; zero if there is nothing to count."""
-    count = torch.as_tensor(local_count, dtype=torch.float64, device=local_sum.device)
+    count = (
+        local_count.double()
+        if isinstance(local_count, Tensor)
+        else local_sum.new_full((), local_count, dtype=torch.float64)
+    )
     return scale_to_total(local_sum, collectives.all_reduce_sum(count))
 
 
-def scale_to_total(local_sum: Float[Tensor, ""], count: Num[Tensor, ""]) -> Float[Tensor, ""]:
+def scale_to_total(local_sum: Float[Tensor, ""], count: Num[Tensor, ""] | int) -> Float[Tensor, ""]:
     """W / M * `local_sum` where M, `count`, is known; zero if there is nothing to count."""
+    if not isinstance(count, Tensor):
+        return local_sum * (collectives.world_size() / max(count, 1))
     factor = collectives.world_size() / count.double().clamp(min=1)
     return local_sum * factor.to(local_sum.dtype)
 

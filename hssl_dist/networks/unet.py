@@ -8,17 +8,19 @@ parameter names. Norms are per sample, so results depend neither on the batch no
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from hssl_dist.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from hssl_dist.config.network import NetworkConfig
     from hssl_dist.records import Shape
@@ -30,7 +32,7 @@ _BLOCK = 16
 
 
 class InstanceNorm(nn.Module):
-    """Affine normalisation of each channel of each sample over its voxels.
+    """Affine normalisation of each channel of each sample over its voxels, then leaky ReLU if `active`.
 
     A single voxel has no statistics: there only the affine part applies, so that its value is not lost.
     """
@@ -40,10 +42,17 @@ class InstanceNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
-    def forward(self, x: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b c z y x"]:
+    def forward(self, x: Float[Tensor, "b c z y x"], active: bool = False) -> Float[Tensor, "b c z y x"]:
         if x.shape[2:].numel() == 1:
-            return x * self.weight[:, None, None, None] + self.bias[:, None, None, None]
-        return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=NORM_EPSILON)
+            affine = x * self.weight[:, None, None, None] + self.bias[:, None, None, None]
+            return _leaky(affine) if active else affine
+        # What F.instance_norm does, but the activation is in place before the result is a view: in place on a
+        # view, autograd copies the whole gradient twice.
+        samples = x.shape[0]
+        channels = x.contiguous().view(1, -1, *x.shape[2:])
+        weight, bias = self.weight.repeat(samples), self.bias.repeat(samples)
+        normed = F.batch_norm(channels, None, None, weight, bias, training=True, eps=NORM_EPSILON)
+        return (_leaky(normed) if active else normed).view(x.shape)
 
 
 class Convolution(nn.Conv3d):
@@ -85,8 +94,8 @@ class ConvNorm(nn.Module):
         self.active = active
 
     def forward(self, x: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b d w v u"]:
-        x = self.norm(self.conv(x))
-        return F.leaky_relu(x, NEGATIVE_SLOPE, inplace=True) if self.active else x
+        normed: Tensor = self.norm(self.conv(x), self.active)
+        return normed
 
 
 class ResidualBlock(nn.Module):
@@ -104,14 +113,18 @@ class ResidualBlock(nn.Module):
         self.skip = nn.Sequential(*shortcut)
 
     def forward(self, x: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b d w v u"]:
-        return F.leaky_relu(self.conv2(self.conv1(x)) + self.skip(x), NEGATIVE_SLOPE, inplace=True)
+        return _leaky(self.conv2(self.conv1(x)) + self.skip(x))
 
 
 class ResidualEncoder(nn.Module):
     """Images to features of every stage, finest first; stage `i` has `config.widths[i]` channels.
 
-    Raises ConfigError if an image's size is not a multiple of the network's reduction.
+    So many of the finest as `recomputed_stages` says keep nothing for the backward pass but what goes in; the
+    rest is computed again in it. Raises ConfigError if an image's size is not a multiple of the network's
+    reduction.
     """
+
+    recomputed_stages = 0
 
     def __init__(self, config: NetworkConfig, in_channels: int) -> None:
         super().__init__()
@@ -139,9 +152,9 @@ class ResidualEncoder(nn.Module):
                 "choose a patch size that is a multiple of it on each axis"
             )
         features = []
-        x = self.stem(images)
-        for stage in self.stages:
-            x = stage(x)
+        x = _run(self.stem, images, recompute=self.recomputed_stages > 0)
+        for number, stage in enumerate(self.stages):
+            x = _run(stage, x, recompute=number < self.recomputed_stages)
             features.append(x)
         return features
 
@@ -149,8 +162,11 @@ class ResidualEncoder(nn.Module):
 class UNetDecoder(nn.Module):
     """Encoder features (finest first) to decoder features in order of computation: coarsest first.
 
-    The last has `config.widths[0]` channels at the size of the image.
+    The last has `config.widths[0]` channels at the size of the image. `recomputed_stages` is as it is for the
+    encoder.
     """
+
+    recomputed_stages = 0
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -171,10 +187,26 @@ class UNetDecoder(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         x = features[-1]
         decoded = []
-        for upsample, stage, skip in zip(self.upsampling, self.stages, reversed(features[:-1]), strict=True):
-            x = stage(torch.cat((upsample(x), skip), dim=1))
+        levels = zip(self.upsampling, self.stages, reversed(features[:-1]), strict=True)
+        for number, (upsample, stage, skip) in enumerate(levels):
+            finest = len(self.stages) - 1 - number < self.recomputed_stages
+            x = _run(partial(_joined, upsample, stage), x, skip, recompute=finest)
             decoded.append(x)
         return decoded
+
+
+def _joined(upsample: nn.Module, stage: nn.Module, below: Tensor, skip: Tensor) -> Tensor:
+    decoded: Tensor = stage(torch.cat((upsample(below), skip), dim=1))
+    return decoded
+
+
+def _run(part: Callable[..., Tensor], *inputs: Tensor, recompute: bool) -> Tensor:
+    """The part's output; with `recompute`, what is inside is forgotten until the backward pass needs it."""
+    if not recompute or not torch.is_grad_enabled():
+        return part(*inputs)
+    # Nothing in these networks draws random numbers, so no random state has to be kept.
+    again: Tensor = checkpoint(part, *inputs, use_reentrant=False, preserve_rng_state=False)
+    return again
 
 
 class ResidualUNet(nn.Module):
@@ -206,6 +238,11 @@ class ResidualUNet(nn.Module):
             return [head(features) for head, features in pairs][::-1]
         logits: Tensor = self.heads[-1](decoded[-1])
         return logits
+
+
+def _leaky(x: Tensor) -> Tensor:
+    """In place: `x` is nobody else's."""
+    return F.leaky_relu(x, NEGATIVE_SLOPE, inplace=True)
 
 
 def _initialise(part: nn.Module) -> None:

@@ -97,6 +97,7 @@ def _coupled(
         samples.relatives,
         objective.dense_temperature,
         objective.dense_distance,
+        counts=samples.counts,
     )
     return {"dense": dense}
 

@@ -45,17 +45,26 @@ def _kept(output: PretrainingOutput, prepared: Prepared, config: PretrainConfig)
 
 
 def _coupled(kept: Kept, samples: Samples, temperature: Tensor, objective: ObjectiveConfig) -> Terms:
+    total_rows = None if samples.counts is None else 2 * sum(samples.counts)
     groups = None if objective.exclude_false_negatives == "none" else samples.relatives
     terms = {}
     if kept["embedding"]:
         terms["image"] = _mean(
-            [nt_xent(first, second, temperature, groups=groups) for first, second in kept["embedding"]]
+            [
+                nt_xent(first, second, temperature, groups=groups, counts=samples.counts)
+                for first, second in kept["embedding"]
+            ]
         )
     for level, targets in (("task", samples.tasks), ("group", samples.groups)):
         if kept[level]:
             terms[level] = _mean(
                 [
-                    classification(logits.flatten(0, 1), targets.repeat(2), balanced=objective.class_balance)
+                    classification(
+                        logits.flatten(0, 1),
+                        targets.repeat(2),
+                        balanced=objective.class_balance,
+                        total_rows=total_rows,
+                    )
                     for logits in kept[level]
                 ]
             )

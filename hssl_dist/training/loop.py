@@ -12,38 +12,40 @@ import time
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from hssl_dist import collectives, watchdog
 from hssl_dist.config.pretrain import PretrainConfig, StageConfig
-from hssl_dist.errors import CheckpointError, ConfigError, Interrupted, NonFiniteError
+from hssl_dist.errors import CheckpointError, ConfigError, Interrupted
 from hssl_dist.networks.pretraining import PretrainingNetwork, Stage, build_pretraining_network
 from hssl_dist.networks.weights import load_state
 from hssl_dist.records import Manifest
-from hssl_dist.sampling.loader import Batch, PretrainingLoader
+from hssl_dist.sampling.loader import Batch, PretrainingLoader, rank_slice
 from hssl_dist.sampling.schedule import Schedule
 from hssl_dist.store import ReadFigures
+from hssl_dist.training.acceleration import accelerated, distributed
+from hssl_dist.training.agreed import NORM, Agreed, agree
 from hssl_dist.training.callbacks import Callbacks
 from hssl_dist.training.checkpoint import Checkpoint, CheckpointStore
 from hssl_dist.training.checkpoint_writer import CheckpointWriter
-from hssl_dist.training.health import findings, finite_samples, health_warnings
+from hssl_dist.training.health import findings, health_warnings
+from hssl_dist.training.loss_scale import LossScale
 from hssl_dist.training.monitoring import monitored, reading_shares
-from hssl_dist.training.not_finite import NotFinite, Reason, find_samples, first_few, save_samples
 from hssl_dist.training.objective import Samples
 from hssl_dist.training.optimiser import Optimiser, learning_rate_at
+from hssl_dist.training.precision import resolved
+from hssl_dist.training.refusal import refuse
 from hssl_dist.training.seen import SamplesSeen
-from hssl_dist.training.step import StepLoss, backward, finite_outputs
+from hssl_dist.training.step import StepLoss, backward
 from hssl_dist.training.trajectory import check_same, trajectory
 
 if TYPE_CHECKING:
     from hssl_dist.store import Reader
 
 History = list[tuple[int, dict[str, float]]]
-_NAMED_SAMPLES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,7 @@ def run_pretraining(
             "start fewer ranks"
         )
     loop = _Loop(config, manifests, reader, checkpoints, callbacks, device, dtype, run_folder)
-    with loop.writer:
+    with loop.writer, accelerated(loop.network, config.acceleration, device):
         loop.resume()
         for stage, (first, last) in stage_steps(config).items():
             if loop.step < last:
@@ -127,17 +129,25 @@ class _Interval:
 
 
 @dataclass(frozen=True, slots=True)
-class _Agreed:
-    """What all ranks know of a step: means of the metrics, whether all of it is finite, what any rank was
-    asked, and the samples of all.
-    """
+class _Part:
+    """What a stage, of steps `first <= step < last`, is trained with, by this process from `begun_at` on."""
 
-    values: dict[str, float]
-    finite: bool
-    stop: bool
-    look: bool
-    samples: int
-    digest: int
+    stage: Stage
+    settings: StageConfig
+    first: int
+    last: int
+    optimiser: Optimiser
+    wrapped: nn.Module
+    begun_at: int
+
+    def rate_at(self, step: int) -> float:
+        """The learning rate."""
+        return learning_rate_at(
+            step - self.first,
+            peak=self.settings.learning_rate,
+            warmup_steps=self.settings.warmup_steps,
+            steps=self.last - self.first,
+        )
 
 
 class _Loop:
@@ -166,14 +176,13 @@ class _Loop:
         )
         self.trajectory = trajectory(config, manifests)
         self.schedule = Schedule(manifests, config.sampling, config.seed, config.global_batch)
+        ranks = collectives.world_size()
         self.loader = PretrainingLoader(
-            self.schedule,
-            reader,
-            collectives.rank(),
-            collectives.world_size(),
-            pin_memory=device.type == "cuda",
+            self.schedule, reader, collectives.rank(), ranks, pin_memory=device.type == "cuda"
         )
+        self.counts = tuple(len(rank_slice(config.global_batch, rank, ranks)) for rank in range(ranks))
         self.network = _new_network(config, self.schedule).to(device, dtype)
+        self.loss_scale = LossScale() if resolved(config.precision, device) == "float16" else None
         self.optimiser_state: Mapping[str, torch.Tensor] = {}
         self.step = 0
         self.stage_ends = {last for _, last in stage_steps(config).values()}
@@ -197,6 +206,8 @@ class _Loop:
         self.seen = SamplesSeen.of_state(saved.state, self.step * self.config.global_batch)
         self.warned = set(health_warnings(self.history, self.config))
         self.optimiser_state = saved.optimizer
+        if self.loss_scale is not None:
+            self.loss_scale = LossScale.of_state(saved.state.get("loss_scale"))
 
     def save(self, stage: Stage, optimiser: Optimiser, *, wait: bool) -> None:
         """Rank 0 saves, with `wait` until that is committed. Raises CheckpointError on all ranks alike."""
@@ -213,6 +224,7 @@ class _Loop:
                     "history": self.history,
                     "samples": self.seen.to_state(),
                     "stage": stage,
+                    "loss_scale": self.loss_scale and self.loss_scale.to_state(),
                 },
             )
             try:
@@ -233,21 +245,17 @@ class _Loop:
             self.network,
             weight_decay=settings.weight_decay,
             rate_of=lambda name: settings.encoder_rate if name.startswith("encoder.") else 1.0,
+            fused=self.config.acceleration.fused_optimiser,
         )
         if self.step > first:
             optimiser.load_state(self.optimiser_state)
         self.optimiser_state = {}
-        wrapped = _distributed(self.network, self.device)
+        wrapped = distributed(self.network, self.config.acceleration, self.device)
+        part = _Part(stage, settings, first, last, optimiser, wrapped, begun_at=self.step)
         self.since_log, self.since_checkpoint = self._new_interval(), _Interval()
         with closing(self.loader.batches(self.step, last)) as batches:
             for batch in batches:
-                rate = learning_rate_at(
-                    batch.step - first,
-                    peak=settings.learning_rate,
-                    warmup_steps=settings.warmup_steps,
-                    steps=last - first,
-                )
-                agreed = self._train_step(stage, batch, wrapped, optimiser, rate, settings.clip_norm)
+                agreed = self._train_step(part, batch)
                 self.writer.poll()
                 wait = agreed.stop or self.step == last or (agreed.look and self.callbacks.is_losing_ranks())
                 if wait or self.step % self.config.checkpoint.every_steps == 0:
@@ -256,26 +264,24 @@ class _Loop:
                     collectives.barrier(self.config.collective_timeout_s)
                     raise Interrupted(f"stopped after step {self.step}; run it again to go on")
 
-    def _train_step(
-        self,
-        stage: Stage,
-        batch: Batch,
-        wrapped: nn.Module,
-        optimiser: Optimiser,
-        rate: float,
-        clip_norm: float,
-    ) -> _Agreed:
-        """One optimiser step."""
+    def _train_step(self, part: _Part, batch: Batch) -> Agreed:
+        """One optimiser step; the host waits for the device in `agree` alone, unless the step is logged."""
         watchdog.begin_step(batch.step)
-        samples = self._samples(batch)
-        optimiser.zero_grad()
-        loss = backward(stage, samples, self.network, wrapped, self.config)
-        norm = optimiser.clip(clip_norm)
-        metrics = {"loss": loss.total, **{f"loss_{name}": term for name, term in loss.terms.items()}}
-        agreed = self._agree({**metrics, "gradient_norm": norm}, batch)
-        if not agreed.finite:
-            self._refuse(stage, batch, samples, agreed.values)
-        optimiser.step(rate)
+        # In the first step ranks ask each other whether they agree on what they contrast, and then no more.
+        samples = self._samples(batch, counts=self.counts if batch.step > part.begun_at else None)
+        part.optimiser.zero_grad()
+        scale = 1.0 if self.loss_scale is None else self.loss_scale.value
+        loss = backward(part.stage, samples, self.network, part.wrapped, self.config, scale)
+        norm = part.optimiser.clip(part.settings.clip_norm, scale)
+        agreed = agree(
+            {"loss": loss.total, **{f"loss_{name}": term for name, term in loss.terms.items()}, NORM: norm},
+            stop=self.callbacks.should_stop(),
+            look=self.callbacks.should_look(),
+            samples=len(batch.indices),
+            digest=batch.digest,
+        )
+        rate = part.rate_at(batch.step)
+        self._update(part, batch, samples, agreed, rate)
         self.step += 1
         self.seen = self.seen.with_step(agreed.samples, agreed.digest)
         for interval in (self.since_log, self.since_checkpoint):
@@ -288,62 +294,35 @@ class _Loop:
             self.callbacks.on_step(self.step)
         return agreed
 
-    def _samples(self, batch: Batch) -> Samples:
+    def _update(self, part: _Part, batch: Batch, samples: Samples, agreed: Agreed, rate: float) -> None:
+        """Change the weights if all is finite; skip it if only a scaled gradient is not, else refuse."""
+        scale = self.loss_scale
+        if agreed.finite:
+            part.optimiser.step(rate)
+            self.loss_scale = scale and scale.after_step()
+        elif scale is not None and scale.can_fall and agreed.overflow:
+            part.optimiser.skip()
+            self.loss_scale = scale.after_overflow()
+        else:
+            place = self.schedule, self.run_folder
+            refuse(part.stage, batch, samples, agreed.values, self.network, self.config, *place)
+
+    def _samples(self, batch: Batch, counts: tuple[int, ...] | None) -> Samples:
         """The batch as the objective wants it; regions stay where they are until a micro-batch needs them."""
         numbers = torch.tensor(batch.indices)
         relatives = {"none": numbers, "case": batch.cases, "patient": batch.patients}
+
+        def sent(values: torch.Tensor) -> torch.Tensor:
+            return values.to(self.device, non_blocking=True)
+
         return Samples(
             regions=batch.regions,
-            tasks=batch.tasks.to(self.device),
-            groups=batch.groups.to(self.device),
-            numbers=numbers.to(self.device),
-            relatives=relatives[self.config.objective.exclude_false_negatives].to(self.device),
+            tasks=sent(batch.tasks),
+            groups=sent(batch.groups),
+            numbers=sent(numbers),
+            relatives=sent(relatives[self.config.objective.exclude_false_negatives]),
             seeds=batch.seeds,
-        )
-
-    def _agree(self, metrics: Mapping[str, torch.Tensor], batch: Batch) -> _Agreed:
-        """What all ranks know of a step."""
-        own = torch.stack([value.detach().double() for value in metrics.values()])
-        flags = (self.callbacks.should_stop(), self.callbacks.should_look())
-        rest = own.new_tensor((*flags, len(batch.indices), batch.digest))
-        numbers = collectives.all_reduce_sum(torch.cat((own, rest))).tolist()
-        *sums, stop, look, count, digest = numbers
-        means = {name: total / collectives.world_size() for name, total in zip(metrics, sums, strict=True)}
-        finite = all(map(math.isfinite, numbers))
-        return _Agreed(means, finite, stop > 0, look > 0, samples=int(count), digest=int(digest))
-
-    def _refuse(self, stage: Stage, batch: Batch, samples: Samples, values: Mapping[str, float]) -> NoReturn:
-        """Raise NonFiniteError on all ranks, naming the samples: bad regions, else bad outputs, else all."""
-        checks: dict[Reason, torch.Tensor] = {
-            "region": finite_samples([samples.regions.values()], len(batch.indices)),
-            "output": finite_outputs(stage, samples, self.network, self.config),
-        }
-        reason, found = find_samples(checks, samples.numbers)
-        records = [self.schedule.draw(batch.step, index).record for index in found]
-        names = list(dict.fromkeys(f"{record.dataset}/{record.id}" for record in records))
-        more = f" and {len(names) - _NAMED_SAMPLES} more" if len(names) > _NAMED_SAMPLES else ""
-        terms = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-        kept = first_few(found, batch.regions.numbers[0].nbytes)
-        own = [self._not_finite(stage, batch, index, reason) for index in kept if index in batch.indices]
-        saved = save_samples(self.run_folder, batch.step, own, values, self.device)
-        raise NonFiniteError(
-            f"step {batch.step}: not finite: {terms}; with samples of "
-            f"{', '.join(names[:_NAMED_SAMPLES])}{more}; the weights are as before the step: look at these "
-            f"cases, or lower the learning rate{saved}"
-        )
-
-    def _not_finite(self, stage: Stage, batch: Batch, index: int, reason: Reason) -> NotFinite:
-        """One of this rank's samples, as it is saved."""
-        place = batch.indices.index(index)
-        draw = self.schedule.draw(batch.step, index)
-        return NotFinite(
-            index=index,
-            seed=batch.seeds[place],
-            reason=reason,
-            record=draw.record,
-            regions=(draw.region,),
-            tensors=batch.regions[place : place + 1].tensors(),
-            facts={"stage": stage},
+            counts=counts,
         )
 
     # ------------------------------------------------------------------------------------------------ metrics
@@ -353,6 +332,9 @@ class _Loop:
 
     def _log(self, values: dict[str, float], loss: StepLoss, samples: Samples) -> None:
         """Complete the metrics of this step and report them; all ranks take part."""
+        if self.loss_scale is not None:  # by which some steps are skipped: their gradients are no numbers
+            values = {name: value for name, value in values.items() if math.isfinite(value)}
+            values["gradient_scale"] = self.loss_scale.value
         metrics = {**values, **monitored(loss, samples, self.config.objective)}
         if "image" in loss.terms:
             metrics["temperature"] = float(self.network.temperature.detach())
@@ -377,11 +359,3 @@ def _new_network(config: PretrainConfig, schedule: Schedule) -> PretrainingNetwo
         return build_pretraining_network(
             config.network, config.objective, len(schedule.tasks), len(schedule.groups)
         )
-
-
-def _distributed(network: PretrainingNetwork, device: torch.device) -> nn.Module:
-    """The network in DDP if there is a process group; it averages the gradients over ranks."""
-    if not collectives.is_distributed():
-        return network
-    with collectives.joined("starting to train a stage"):
-        return DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)

@@ -40,6 +40,8 @@ class Samples:
 
     The regions may be where there is room for all of them, until some are put `on` the device. `numbers` are
     the samples' places in the global batch; samples of equal `relatives` are no negatives of each other.
+    `counts` are the samples of each rank's whole part; without it the losses ask the ranks, and check that
+    they agree, for which the host waits for the device.
     """
 
     regions: Regions
@@ -48,6 +50,7 @@ class Samples:
     numbers: Int[Tensor, " b"]
     relatives: Int[Tensor, " b"]
     seeds: tuple[int, ...]
+    counts: tuple[int, ...] | None = None
 
     def split(self, size: int | None) -> list[Samples]:
         """The samples in parts of at most `size`, in order; all at once for None."""

@@ -12,26 +12,27 @@ if TYPE_CHECKING:
     from hssl_dist.config.parts import Precision
 
 
-def resolved(precision: Precision, device: torch.device) -> Literal["float32", "bfloat16"]:
+_LOWER = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def resolved(precision: Precision, device: torch.device) -> Literal["float32", "bfloat16", "float16"]:
     """What `auto` comes to on a device; any other precision as it is.
 
     bfloat16 on AMD's CPUs with AVX-512 BF16, where it was measured to be faster (docs/decisions.md), and
-    where there are units made for it: on CPUs with AMX, and on GPUs. Elsewhere float32, for without such
-    instructions bfloat16 is emulated.
+    where there are units made for it: on CPUs with AMX, and on GPUs. Elsewhere bfloat16 is emulated: GPUs get
+    float16, whose gradients need a `loss_scale`, and CPUs float32.
     """
     if precision != "auto":
         return precision
     if device.type == "cuda":
-        faster = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        faster = device.type == "cpu" and _suits(_capabilities())
-    return "bfloat16" if faster else "float32"
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+    return "bfloat16" if device.type == "cpu" and _suits(_capabilities()) else "float32"
 
 
 def autocast(precision: Precision, device: torch.device) -> torch.autocast:
     """The context of a forward pass on a device in the config's precision."""
-    lower = resolved(precision, device) == "bfloat16"
-    return torch.autocast(device.type, torch.bfloat16, enabled=lower)
+    lower = _LOWER.get(resolved(precision, device))
+    return torch.autocast(device.type, lower or torch.bfloat16, enabled=lower is not None)
 
 
 def _capabilities() -> Mapping[str, Any]:

@@ -60,10 +60,12 @@ def backward(
     network: PretrainingNetwork,
     wrapped: nn.Module,
     config: PretrainConfig,
+    scale: float = 1.0,
 ) -> StepLoss:
     """Leave the gradient of the global batch's loss in the weights' `grad`, which must be empty.
 
-    `wrapped` is the network or its DDP wrapper. Raises TrainingError if micro-batches cannot be replayed.
+    `wrapped` is the network or its DDP wrapper. What goes back through it, and so what it leaves, is `scale`
+    times the gradient (see `loss_scale`). Raises TrainingError if micro-batches cannot be replayed.
     """
     objective, parts = _STAGES[stage], samples.split(config.micro_batch)
     weights = objective.weights(config.objective)
@@ -86,11 +88,13 @@ def backward(
             roots = _roots(look.kept, kept, slice(start, stop))
             separate = objective.separate(look.output, look.prepared, counts, config.objective)
             if separate:
-                roots.append((_weighted(separate, weights), None))
+                own = _weighted(separate, weights)
+                roots.append((own, torch.ones_like(own)))
             if last and temperature.grad is not None:
                 roots.append((network.temperature, temperature.grad))
+            gradients = [gradient if scale == 1.0 else scale * gradient for _, gradient in roots]
             with collectives.joined("averaging the gradients") if last else nullcontext():
-                torch.autograd.backward([root for root, _ in roots], [gradient for _, gradient in roots])
+                torch.autograd.backward([root for root, _ in roots], gradients)
         for name, term in separate.items():
             terms[name] = terms[name] + term.detach() if name in terms else term.detach()
         start = stop
@@ -156,7 +160,7 @@ def _glance(
     before = _random_state(device)
     with torch.no_grad():
         look = _look(stage, part, network, config)
-    if not torch.equal(before, _random_state(device)):
+    if before != _random_state(device):
         raise TrainingError(
             "the network draws random numbers, so its forward pass cannot be repeated for micro-batches; "
             "take out what is random (such as dropout), or leave micro_batch out"
@@ -164,8 +168,10 @@ def _glance(
     return look.prepared.counts, look.kept
 
 
-def _random_state(device: torch.device) -> Tensor:
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+def _random_state(device: torch.device) -> bytes:
+    """Of the device's generator; the host keeps it, also CUDA's."""
+    state = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+    return state.numpy().tobytes()
 
 
 def _summed(counts: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
@@ -191,7 +197,7 @@ def _leaf(x: Tensor) -> Tensor:
     return x.requires_grad_() if x.is_floating_point() else x
 
 
-def _roots(part: Kept, leaves: Kept, rows: slice) -> list[tuple[Tensor, Tensor | None]]:
+def _roots(part: Kept, leaves: Kept, rows: slice) -> list[tuple[Tensor, Tensor]]:
     """What was kept of a micro-batch, with the gradient of the coupled terms for it."""
     return [
         (x, leaf.grad[:, rows])

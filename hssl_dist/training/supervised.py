@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -23,34 +23,24 @@ from hssl_dist.errors import Interrupted, NonFiniteError
 from hssl_dist.losses.segmentation import dice_cross_entropy
 from hssl_dist.networks.weights import load_state
 from hssl_dist.sampling.supervised import LabelledBatch, SupervisedLoader
-from hssl_dist.segmentation import DiceMeans, MeansByWay
+from hssl_dist.segmentation import MeansByWay
+from hssl_dist.training.acceleration import accelerated, uncompiled
+from hssl_dist.training.agreed import on_host
 from hssl_dist.training.averaging import WeightAverage
 from hssl_dist.training.best import Best
 from hssl_dist.training.checkpoint import Checkpoint, CheckpointStore
 from hssl_dist.training.checkpoint_writer import CheckpointWriter
 from hssl_dist.training.health import finite_samples
+from hssl_dist.training.loss_scale import LossScale
 from hssl_dist.training.not_finite import NotFinite, Reason, find_samples, first_few, save_samples
 from hssl_dist.training.optimiser import Optimiser, learning_rate_at
-from hssl_dist.training.precision import autocast
+from hssl_dist.training.precision import autocast, resolved
+from hssl_dist.training.supervised_log import History, Log, Observer
 from hssl_dist.training.trajectory import check_same
 
-History = list[tuple[int, dict[str, float]]]
 Validate = Callable[[nn.Module], MeansByWay]
 
 _NETWORK, _AVERAGE, _BEST = "network/", "average/", "best/"
-
-
-class Observer(Protocol):
-    """Who is told how training goes; steps count from 1."""
-
-    def on_step(self, step: int) -> None:
-        """Optimiser step `step` is done."""
-
-    def on_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Metrics of the steps since the last such call, or of a validation."""
-
-    def on_warning(self, step: int, text: str) -> None:
-        """A checkpoint could not be saved; training goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +108,7 @@ def run_supervised(
         run_folder,
     )
     training.resume()
-    with training.writer or nullcontext():
+    with training.writer or nullcontext(), accelerated(network, config.acceleration, device):
         training.run()
     return training.result()
 
@@ -156,7 +146,8 @@ class _Training:
             value for name, value in self.optimiser.parameters.items() if _rate(name, rates) is not None
         ]
         self.average = None if config.ema_decay is None else WeightAverage(network, config.ema_decay)
-        self.best, self.log, self.step = Best(), _Log(observer), 0
+        self.loss_scale = LossScale() if resolved(config.precision, device) == "float16" else None
+        self.best, self.log, self.step = Best(), Log(observer), 0
 
     @property
     def validated(self) -> nn.Module:
@@ -213,21 +204,35 @@ class _Training:
         with self._autocast():
             outputs = self.network(image)
         loss = dice_cross_entropy(outputs, label)
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = self.optimiser.clip(config.clip_norm)
-        metrics = _numbers({"loss": loss, "gradient norm": norm})
-        if not all(map(math.isfinite, metrics.values())):
-            self._refuse(batch, outputs, metrics)
-        self.optimiser.step(rate)
+        scale = 1.0 if self.loss_scale is None else self.loss_scale.value
+        loss.backward(torch.full_like(loss, scale))  # type: ignore[no-untyped-call]
+        norm = self.optimiser.clip(config.clip_norm, scale)
+        lost, length = on_host(torch.stack((loss.detach(), norm)))  # once a step the host waits
+        if not self._update(rate, lost, length):
+            self._refuse(batch, outputs, {"loss": lost, "gradient norm": length})
         if self.average is not None:
             self.average.update(self.network, batch.step + 1)
         self.log.add(
-            loss=metrics["loss"],
-            gradient_norm=metrics["gradient norm"],
+            loss=lost,
+            gradient_norm=length,
             learning_rate=rate,
             step_s=time.monotonic() - start_s + batch.wait_s,
             wait_s=batch.wait_s,
+            **({} if self.loss_scale is None else {"gradient_scale": self.loss_scale.value}),
         )
+
+    def _update(self, rate: float, loss: float, norm: float) -> bool:
+        """Change the weights, or skip the step if only a scaled gradient is not finite; False if more is."""
+        scale = self.loss_scale
+        if math.isfinite(loss) and math.isfinite(norm):
+            self.optimiser.step(rate)
+            self.loss_scale = scale and scale.after_step()
+            return True
+        if scale is not None and scale.can_fall and math.isfinite(loss):
+            self.optimiser.skip()
+            self.loss_scale = scale.after_overflow()
+            return True
+        return False
 
     def _refuse(
         self, batch: LabelledBatch, outputs: Tensor | Sequence[Tensor], values: Mapping[str, float]
@@ -259,7 +264,7 @@ class _Training:
         if last or self.step % self.config.log_every_steps == 0:
             self.log.flush(self.step)
         if self.validate is not None and (last or self.step % self.config.validate_every == 0):
-            with self._autocast():
+            with self._autocast(), uncompiled(self.config.acceleration):
                 means = self.validate(self.validated)
             self.log.validated(self.step, means["never"], self.classes)
             self.best.offer(self.step, means, self.validated)
@@ -282,6 +287,8 @@ class _Training:
         self.best = Best.from_json(saved.state["best"], _below(_BEST, saved.model))
         self.log.load(saved.state["log"])
         self.step = saved.step
+        if self.loss_scale is not None:
+            self.loss_scale = LossScale.of_state(saved.state.get("loss_scale"))
         self._freeze(self.step - 1)
         self.optimiser.load_state(saved.optimizer)
 
@@ -304,6 +311,7 @@ class _Training:
             "trajectory": dict(saving.trajectory),
             "best": self.best.as_json(),
             "log": self.log.as_json(),
+            "loss_scale": self.loss_scale and self.loss_scale.to_state(),
         }
         return Checkpoint(self.step, model, self.optimiser.state(), state)
 
@@ -331,7 +339,12 @@ def _build_optimiser(network: nn.Module, config: SupervisedConfig, rates: Mappin
     for name, parameter in network.named_parameters():
         if rate_of(name) == 0.0:
             parameter.requires_grad = False
-    return Optimiser(network, weight_decay=config.weight_decay, rate_of=rate_of)
+    return Optimiser(
+        network,
+        weight_decay=config.weight_decay,
+        rate_of=rate_of,
+        fused=config.acceleration.fused_optimiser,
+    )
 
 
 def _rate(name: str, rates: Mapping[str, float]) -> float | None:
@@ -341,48 +354,3 @@ def _rate(name: str, rates: Mapping[str, float]) -> float | None:
             return rates[name]
         name = name.rpartition(".")[0]
     return None
-
-
-def _numbers(values: Mapping[str, Tensor]) -> dict[str, float]:
-    """The values as numbers, in one transfer from the device."""
-    stacked = torch.stack([value.detach() for value in values.values()])
-    return dict(zip(values, stacked.tolist(), strict=True))
-
-
-class _Log:
-    """Means over the steps between two logs, and the history of all that was logged."""
-
-    def __init__(self, observer: Observer) -> None:
-        self.history: History = []
-        self._observer = observer
-        self._values: list[dict[str, float]] = []
-
-    def add(self, **values: float) -> None:
-        """Values of one step."""
-        self._values.append(values)
-
-    def flush(self, step: int) -> None:
-        """Report the means since the last call; the learning rate as it is now."""
-        latest = self._values[-1]
-        metrics = {key: sum(values[key] for values in self._values) / len(self._values) for key in latest}
-        self._values = []
-        self._report(step, metrics | {"learning_rate": latest["learning_rate"]})
-
-    def validated(self, step: int, means: DiceMeans, classes: Mapping[int, str]) -> None:
-        """Report a validation: the mean and each class that any case has."""
-        metrics = {"val_dice": means.overall}
-        metrics |= {f"val_dice/{classes[value]}": score for value, score in means.per_class.items()}
-        self._report(step, {key: score for key, score in metrics.items() if not math.isnan(score)})
-
-    def as_json(self) -> dict[str, Any]:
-        """The history, and the values of the steps since the last log."""
-        return {"history": self.history, "since": self._values}
-
-    def load(self, saved: Mapping[str, Any]) -> None:
-        """Take over what `as_json` gave."""
-        self.history = [(step, metrics) for step, metrics in saved["history"]]
-        self._values = list(saved["since"])
-
-    def _report(self, step: int, metrics: dict[str, float]) -> None:
-        self.history.append((step, metrics))
-        self._observer.on_metrics(step, metrics)

@@ -1,6 +1,8 @@
 """What defines a pretraining run's trajectory, so that a run is never resumed as another one.
 
 The number of workers, the machine, where things are stored and how often they are logged are no part of it.
+Nor are `micro_batch` and `acceleration`, which change rounding alone: a run goes on with others, as it does
+on another number of workers. `precision` is part of it: its rounding is coarser, and gives other weights.
 """
 
 from __future__ import annotations

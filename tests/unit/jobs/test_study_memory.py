@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from hssl_dist.config.acceleration import AccelerationConfig
 from hssl_dist.config.study import StudyConfig
 from hssl_dist.jobs.study_memory import PROCESS_BYTES, cell_bytes, pretraining_bytes, volume_bytes
 from hssl_dist.jobs.study_plan import Plan
@@ -41,6 +42,17 @@ def test_what_is_asked_for_grows_with_what_is_trained(tmp_path: Path) -> None:
     assert pretraining_bytes(first) - PROCESS_BYTES == 2 * (pretraining_bytes(part) - PROCESS_BYTES) > 0
 
 
+def test_what_is_freed_and_kept_is_asked_for_too(tmp_path: Path) -> None:
+    given_back = {"keep_freed_memory": False}
+    kept = _of_cell(tmp_path, batch_size=1, patch_size=PATCH) - PROCESS_BYTES
+    plain = _of_cell(tmp_path, batch_size=1, patch_size=PATCH, acceleration=given_back) - PROCESS_BYTES
+    assert kept == 1.5 * plain
+    (first,) = Plan.of(tiny_study.config(tmp_path)).pretrainings
+    other = first.config.model_copy(update={"acceleration": AccelerationConfig.model_validate(given_back)})
+    less = pretraining_bytes(type(first)(other, first.arms, first.tasks)) - PROCESS_BYTES
+    assert pretraining_bytes(first) - PROCESS_BYTES == 1.5 * less
+
+
 def test_a_volume_takes_its_image_its_labels_and_every_class(tmp_path: Path) -> None:
     tiny_study.write_store(tmp_path)
     manifest = read_manifest(str(tmp_path / "store"), "blobs")
@@ -72,5 +84,6 @@ def test_a_step_of_training_takes_no_more_than_is_asked_for(tmp_path: Path) -> N
     step(image)
     done.set()
     watching.join()
-    asked = _of_cell(tmp_path, batch_size=BATCH, patch_size=PATCH) - PROCESS_BYTES
+    given_back = {"keep_freed_memory": False}  # as here
+    asked = _of_cell(tmp_path, batch_size=BATCH, patch_size=PATCH, acceleration=given_back) - PROCESS_BYTES
     assert asked / 4 < max(most) - before < asked

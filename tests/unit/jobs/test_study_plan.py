@@ -9,11 +9,12 @@ from hssl_dist.config.evaluate import EvaluateConfig
 from hssl_dist.config.loading import load_config
 from hssl_dist.config.pretrain import SamplingConfig
 from hssl_dist.config.study import DEFAULT_ARMS, StudyConfig
+from hssl_dist.jobs.study_ledger import Ledger
 from hssl_dist.jobs.study_plan import Plan, evaluate_config, finetune_config, identity
 from hssl_dist.jobs.study_results import TITLES, about_arm
 from hssl_dist.store import read_manifests
 from tests.tiny_store import NETWORK
-from tests.tiny_study import TRAINING, config, write_store
+from tests.tiny_study import TASKS, TRAINING, config, write_store
 
 ROOT = Path("/nowhere")
 CONFIGS = Path(__file__).parents[3] / "configs" / "study"
@@ -147,6 +148,22 @@ def test_what_is_left_out_of_a_pretraining_is_part_of_the_study_s_identity(tmp_p
     seen = identity(study, Plan.of(study), manifests)["blobs/hssl-multi"]["pretrain"]
     assert seen["sampling"]["exclude_test_of"] == ["blobs"]
     assert seen["manifests"] == {name: manifests[name].sha256 for name in ("blobs", "spots")}
+
+
+def test_how_fast_its_steps_are_is_no_part_of_it(tmp_path: Path) -> None:
+    write_store(tmp_path)
+    manifests = read_manifests(str(tmp_path / "store"))
+    plain = config(tmp_path)
+    faster = {"acceleration": {"compile": True, "recompute_stages": 1}}
+    tasks = [{"dataset": task, "training": TRAINING | faster} for task in TASKS]
+    other = config(tmp_path, tasks=tasks, pretrain=plain.pretrain.model_dump() | faster)
+
+    assert identity(other, Plan.of(other), manifests) == identity(plain, Plan.of(plain), manifests)
+    assert Ledger(other, manifests).config_hash == Ledger(plain, manifests).config_hash
+    longer = config(
+        tmp_path, tasks=[{"dataset": task, "training": TRAINING | {"steps": 5}} for task in TASKS]
+    )
+    assert Ledger(longer, manifests).config_hash != Ledger(plain, manifests).config_hash
 
 
 def test_paired_cells_differ_in_their_start_alone() -> None:

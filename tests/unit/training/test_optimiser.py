@@ -104,3 +104,63 @@ def test_a_schedule_without_warm_up_starts_at_the_peak() -> None:
 
 def test_a_run_shorter_than_its_warm_up_stays_in_it() -> None:
     assert learning_rate_at(1, peak=1.0, warmup_steps=9, steps=2) == pytest.approx(0.2)
+
+
+def test_fused_updates_are_those_of_the_others_but_for_rounding() -> None:
+    networks = {fused: small_network() for fused in (True, False)}
+    for fused, network in networks.items():
+        optimiser = Optimiser(network, weight_decay=0.1, rate_of=rate_of, fused=fused)
+        assert optimiser.fused is fused
+        train(network, optimiser, range(5))
+    for name, value in networks[True].named_parameters():
+        torch.testing.assert_close(value, networks[False].get_parameter(name), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(("before", "after"), [(True, False), (False, True)])
+def test_a_saved_state_is_the_same_fused_or_not(before: bool, after: bool) -> None:
+    whole = small_network()
+    train(whole, Optimiser(whole, weight_decay=0.1, fused=before), range(5))
+
+    network = small_network()
+    first = Optimiser(network, weight_decay=0.1, fused=before)
+    train(network, first, range(2))
+    saved = {name: value.clone() for name, value in first.state().items()}
+    second = Optimiser(network, weight_decay=0.1, fused=after)
+    second.load_state(saved)
+    assert {name: (value.dtype, value.shape) for name, value in second.state().items()} == {
+        name: (value.dtype, value.shape) for name, value in saved.items()
+    }
+    train(network, second, range(2, 5))
+    for name, value in network.named_parameters():
+        torch.testing.assert_close(value, whole.get_parameter(name), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_skipped_first_step_leaves_the_state_that_the_next_begins_with(fused: bool) -> None:
+    whole, network = small_network(), small_network()
+    train(whole, Optimiser(whole, weight_decay=0.1, fused=fused), range(3))
+    skipping = Optimiser(network, weight_decay=0.1, fused=fused)
+    skipping.skip()
+    saved = skipping.state()
+    assert len(saved) == 18
+    assert not any(value.any() for value in saved.values())
+    resumed = Optimiser(network, weight_decay=0.1, fused=fused)
+    resumed.load_state(saved)
+    train(network, resumed, range(1))
+    before = {name: value.clone() for name, value in resumed.state().items()}
+    resumed.skip()  # and a later one leaves what is there
+    assert all(torch.equal(value, before[name]) for name, value in resumed.state().items())
+    train(network, resumed, range(1, 3))
+    for name, value in network.named_parameters():
+        assert torch.equal(value, whole.get_parameter(name))
+
+
+def test_scaled_gradients_are_clipped_as_plain_ones() -> None:
+    networks, norms = (small_network(), small_network()), []
+    for network, scale in zip(networks, (1.0, 4096.0), strict=True):
+        (scale * network(torch.ones(2, 3)).square().sum()).backward()
+        norms.append(float(Optimiser(network, weight_decay=0.0).clip(0.5, scale)))
+    assert norms[0] > 0.5
+    assert norms[1] == pytest.approx(norms[0])
+    for one, other in zip(*(network.parameters() for network in networks), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)

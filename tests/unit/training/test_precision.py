@@ -39,7 +39,7 @@ def test_torch_says_of_this_processor_what_the_choice_is_made_by() -> None:
 
 
 @pytest.mark.parametrize("emulated", [True, False])
-def test_auto_is_bfloat16_on_gpus_that_need_not_emulate_it(
+def test_auto_is_bfloat16_on_gpus_that_need_not_emulate_it_else_float16(
     emulated: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -47,10 +47,10 @@ def test_auto_is_bfloat16_on_gpus_that_need_not_emulate_it(
         "is_bf16_supported",
         lambda including_emulation=True: including_emulation or not emulated,
     )
-    assert resolved("auto", torch.device("cuda")) == ("float32" if emulated else "bfloat16")
+    assert resolved("auto", torch.device("cuda")) == ("float16" if emulated else "bfloat16")
 
 
-@pytest.mark.parametrize("named", ["float32", "bfloat16"])
+@pytest.mark.parametrize("named", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("cpu", [AMD, INTEL])
 def test_a_precision_that_is_named_stays(
     named: str, cpu: dict[str, object], monkeypatch: pytest.MonkeyPatch

@@ -55,6 +55,7 @@ VARIANTS = {
     "averaged": {"ema_decay": 0.9},
     "frozen first": {"freeze_steps": 5},
     "bfloat16": {"precision": "bfloat16"},
+    "float16": {"precision": "float16"},
 }
 
 

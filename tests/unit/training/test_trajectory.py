@@ -63,3 +63,9 @@ def test_precision_and_the_way_regions_are_drawn_tell_runs_apart() -> None:
         check_same("run", one, other)
     with pytest.raises(ConfigError, match="draws = nothing, it is now"):
         check_same("run", {key: value for key, value in one.items() if key != "draws"}, one)
+
+
+def test_what_changes_rounding_alone_does_not() -> None:
+    faster = {"compile": True, "recompute_stages": 2, "channels_last": True, "bucket_mb": 1.0}
+    other = PretrainConfig.model_validate({"micro_batch": 4, "acceleration": faster})
+    assert trajectory(other, {}) == trajectory(PretrainConfig(), {})
