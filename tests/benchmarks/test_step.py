@@ -425,7 +425,7 @@ def test_all_of_it_is_imported_without_ray_and_mlflow() -> None:
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(400)
 def test_a_quick_run_fills_the_record(tmp_path: Path) -> None:
     kept = tmp_path / "kept.json"
