@@ -1,6 +1,7 @@
 """Each setting of `acceleration` on and off: processor time and peak memory of a pretraining step on the CPU.
 
     python -m benchmarks.acceleration [--json] [--quick] [--regions 8] [--rounds 3] [--steps 2]
+        [--settings "all off" compile ...]
 
 The default network and objective, on made-up regions, one thread; forward, backward, clip and update of each
 stage, without reading. Every measurement is a fresh process, and the settings take turns. `ms` are of
@@ -18,7 +19,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -48,8 +49,9 @@ ARMS: dict[str, dict[str, Any]] = {
     "recompute_stages: 2": {"recompute_stages": 2},
     "recompute_stages: all": {"recompute_stages": 16},
     "compile": {"compile": True},
+    "precision: bfloat16": {"precision": "bfloat16"},
+    "precision: float16": {"precision": "float16"},
 }
-PRECISIONS = ("bfloat16", "float16")
 RANK_ARMS: dict[str, dict[str, Any]] = {
     "one bucket, views": {},
     "one bucket, copies": {"bucket_views": False},
@@ -163,20 +165,23 @@ def _rank_steps(settings: dict[str, Any], regions: int, steps: int, quick: bool)
         return statistics.median(_milliseconds(step) for _ in range(steps))
 
 
-def record(regions: int, rounds: int, steps: int, *, quick: bool) -> dict[str, Any]:
-    """Medians of all arms."""
+def record(
+    regions: int, rounds: int, steps: int, *, quick: bool, chosen: Collection[str] = ()
+) -> dict[str, Any]:
+    """Medians of all arms, or of the chosen ones."""
     before = load_average()
-    arms = ARMS | {f"precision: {name}": {"precision": name} for name in PRECISIONS}
+    arms = {name: settings for name, settings in ARMS.items() if not chosen or name in chosen}
     found: dict[str, dict[str, list[dict[str, float]]]] = {
         name: {stage: [] for stage in STAGES} for name in arms
     }
-    ranks: dict[str, list[dict[str, float]]] = {name: [] for name in RANK_ARMS}
+    of_ranks = {name: settings for name, settings in RANK_ARMS.items() if not chosen or name in chosen}
+    ranks: dict[str, list[dict[str, float]]] = {name: [] for name in of_ranks}
     for _ in range(rounds):
         for name, settings in arms.items():
             for stage in STAGES:
                 found[name][stage].append(measure_arm(settings, stage, regions, steps, quick))
                 sys.stderr.write(f"{name}, {stage}: {found[name][stage][-1]}\n")
-        for name, settings in RANK_ARMS.items():
+        for name, settings in of_ranks.items():
             ranks[name].append(measure_ranks(settings, regions, steps, quick))
     return {
         "machine": machine(),
@@ -216,9 +221,10 @@ def main() -> None:
     parser.add_argument("--regions", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--settings", nargs="+", default=[], choices=[*ARMS, *RANK_ARMS])
     arguments = parser.parse_args()
     sizes = (4, 1, 1) if arguments.quick else (arguments.regions, arguments.rounds, arguments.steps)
-    made = record(*sizes, quick=arguments.quick)
+    made = record(*sizes, quick=arguments.quick, chosen=arguments.settings)
     sys.stdout.write(json.dumps(made, indent=2) + "\n" if arguments.json else table(made))
 
 

@@ -59,7 +59,7 @@ def _gradient(stage: Any, values: dict[str, Any], micro_batch: int | None, scale
         torch.tensor(batch.indices),
         batch.patients,
         batch.seeds,
-        counts,
+        counts if ranks > 1 else None,  # known, as after a stage's first step, and asked for
     )
     with accelerated(network, acceleration, CPU):
         wrapped = distributed(network, acceleration, CPU)

@@ -42,6 +42,16 @@ def test_tiles_do_not_change_value_or_gradient(tile: int) -> None:
         torch.testing.assert_close(found, wanted, rtol=1e-11, atol=1e-14)
 
 
+def test_counts_that_are_known_change_nothing() -> None:
+    inputs = (*views(5, 8, noise=0.7), torch.tensor(0.2, dtype=torch.float64, requires_grad=True))
+    asked, known = nt_xent(*inputs), nt_xent(*inputs, counts=(5,))
+    assert torch.equal(known, asked)
+    for found, wanted in zip(
+        torch.autograd.grad(known, inputs), torch.autograd.grad(asked, inputs), strict=True
+    ):
+        assert torch.equal(found, wanted)
+
+
 def test_numerical_gradient() -> None:
     temperature = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda *x: nt_xent(*x, tile=3), (*views(4, 3, 0.5), temperature))
