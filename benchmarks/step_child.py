@@ -53,6 +53,9 @@ def main() -> None:
             if turns is None:
                 raise
             turns.refuse(f"{type(error).__name__}: {str(error).splitlines()[0]}")
+        finally:
+            if turns is not None:
+                turns.close()
 
 
 def _turns(spec: ArmSpec) -> Turns:

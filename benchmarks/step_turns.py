@@ -289,6 +289,11 @@ class Turns:
         """Say why the arm cannot run."""
         self._answer({"cannot_run": reason})
 
+    def close(self) -> None:
+        """Hear and say no more."""
+        self._in.close()
+        self._out.close()
+
     def _warm(self, about: Callable[[], dict[str, Any]], drain: Callable[[], None]) -> None:
         drain()
         now_s = time.perf_counter()

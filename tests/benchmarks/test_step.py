@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -145,6 +145,19 @@ def test_turns_count_their_steps_alone(monkeypatch: pytest.MonkeyPatch, lead: in
     pipes = _Pipes(monkeypatch, words=3)
     released = []
     turns = Turns(1e-9, warm_up=3, lead=lead, release=lambda: released.append(True))
+    with pipes.answers, closing(turns):
+        begun, done, (about, *found) = _all_turns(turns, pipes)
+    # Of three words one is for the warm-up, so there are two turns of one step, each after its lead.
+    assert done == 3 + 2 * (lead + 1)
+    assert begun == [3 + lead, 4 + 2 * lead]
+    assert len(released) == 3
+    assert about == {"patch": [1], "steps_per_turn": 1}
+    assert [turn["steps"] for turn in found] == [1, 1]
+    assert all(turn["wall_s"] > 0 and turn["peak_mib"] > 0 for turn in found)
+
+
+def _all_turns(turns: Turns, pipes: _Pipes) -> tuple[list[int], int, list[dict[str, Any]]]:
+    """At which steps turns began, how many steps there were, and the answers."""
     turns.wait_for_start()
     begun, done = [], []
     with suppress(Stop):
@@ -153,14 +166,7 @@ def test_turns_count_their_steps_alone(monkeypatch: pytest.MonkeyPatch, lead: in
             turns.after_step(
                 lambda: {"phases": {}}, lambda: begun.append(len(done)), lambda: {"patch": [1]}, lambda: None
             )
-    # Of three words one is for the warm-up, so there are two turns of one step, each after its lead.
-    assert len(done) == 3 + 2 * (lead + 1)
-    assert begun == [3 + lead, 4 + 2 * lead]
-    assert len(released) == 3
-    about, *found = (json.loads(pipes.answers.readline()) for _ in range(3))
-    assert about == {"patch": [1], "steps_per_turn": 1}
-    assert [turn["steps"] for turn in found] == [1, 1]
-    assert all(turn["wall_s"] > 0 and turn["peak_mib"] > 0 for turn in found)
+    return begun, len(done), [json.loads(pipes.answers.readline()) for _ in range(3)]
 
 
 def test_arms_take_turns_and_say_why_they_cannot(tmp_path: Path) -> None:
