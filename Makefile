@@ -16,7 +16,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps dynamic-network-architectures \
-		lightly open_clip_torch pytorch-metric-learning pytorch-ignite tqdm nnunetv2 batchgenerators \
+		lightly open_clip_torch pytorch-metric-learning pytorch-ignite tqdm einops nnunetv2 batchgenerators \
 		acvl-utils batchgeneratorsv2 connected-components-3d fft-conv-pytorch seaborn
 	touch $@
 

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from hssl_dist.config.pretrain import PretrainConfig
 
 MONAI_BATCH = {"cpu": 4, "cuda": 4}
-SWIN_SIDE = {"cpu": 32, "cuda": 96}
+SWIN_PATCH = {"cpu": (32, 64, 64), "cuda": (32, 128, 128)}
+"""It reduces by 32 on each axis and needs more than a voxel of the rest."""
 SWIN_FEATURES = 24
 
 
@@ -102,8 +103,7 @@ def _ceiling(base: ArmSpec, precision: str, *, quick: bool) -> ArmSpec:
 
 def _monai(base: ArmSpec) -> list[ArmSpec]:
     options: dict[str, Any] = {"batch": MONAI_BATCH[base.device]}
-    side = SWIN_SIDE[base.device]
-    swin = options | {"patch": (side, side, side), "feature_size": SWIN_FEATURES}
+    swin = options | {"patch": SWIN_PATCH[base.device], "feature_size": SWIN_FEATURES}
     return [
         replace(base, name="MONAI's recipe, SegResNet", kind="segresnet", options=options),
         replace(base, name="MONAI's recipe, SwinUNETR", kind="swinunetr", options=swin),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 DATASETS = ("one", "two", "three")
 """Each a task and a group of its own."""
 CASES = 3
-_SEED = 11
+_SEED, _LEAST = 11, 32
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,11 @@ class Workload:
 
 
 def build_workload(folder: str, config: PretrainConfig, cases: int = CASES) -> Workload:
-    """Volumes like CTs, twice as large as the config's regions, in three datasets: store and arrays."""
-    shape: Shape = tuple(2 * side for side in region_shape(config.sampling))  # type: ignore[assignment]
+    """Volumes like CTs, twice as large as the config's regions, in three datasets: store and arrays.
+
+    No side is shorter than SwinUNETR's patches.
+    """
+    shape: Shape = tuple(max(_LEAST, 2 * side) for side in region_shape(config.sampling))  # type: ignore[assignment]
     for number, dataset in enumerate(DATASETS):
         write_volumes(f"{folder}/store", dataset, shape, cases, _SEED + 100 * number)
     prepared: Prepared = with_arrays(folder)

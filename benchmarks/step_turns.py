@@ -137,9 +137,10 @@ class Arm:
         if line:
             answer = json.loads(line)
             return CannotRun(answer["cannot_run"]) if "cannot_run" in answer else answer
-        reason = "ended" if not ready or self._process.poll() is not None else "closed its pipe"
-        if not ready:
-            reason = f"did not answer in {timeout_s:g} s"
+        if ready:  # it says why before it ends
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_END_S)
+        reason = "ended" if ready else f"did not answer in {timeout_s:g} s"
         last = self.log.read_text().strip().splitlines()[-1:]
         return CannotRun(f"{reason}: {last[0]}" if last else reason)
 
