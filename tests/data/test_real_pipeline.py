@@ -70,12 +70,13 @@ def test_from_raw_files_to_scores(
     for dataset in ("hippocampus", "acdc"):
         tuned = run_verb(
             "finetune", "--config", f"configs/finetune/real-{dataset}.yaml", *places, *runs,
-            "--training.steps", "2", "--training.validate_every", "2",
+            "--training.steps", "2", "--training.validate_every", "2", "--training.validation_overlap", "0",
         )  # fmt: skip
         output = tmp_path / f"scores-{dataset}"
         scored = run_verb(
-            "evaluate", "--model", f"models:/hssl-{dataset}@latest", *places, *runs, "--output", str(output)
-        )
+            "evaluate", "--model", f"models:/hssl-{dataset}@latest", *places, *runs, "--output", str(output),
+            "--overlap", "0",
+        )  # fmt: skip
         rows = list(csv.DictReader((output / "scores.csv").read_text().splitlines()))
         classes = read_manifest(str(tmp_path / "store"), dataset).header.classes
         assert {row["class"] for row in rows} == set(classes.values())
@@ -117,7 +118,7 @@ def predict_and_compare(
     labels = place / f"labels-{dataset}"
     predicted = run_verb(
         "predict", "--model", f"models:/hssl-{dataset}@latest", *places[2:],
-        "--input", str(root / "imagesTr"), "--output", str(labels),
+        "--input", str(root / "imagesTr"), "--output", str(labels), "--overlap", "0",
     )  # fmt: skip
     assert predicted["cases"] == predicted["predicted"] > 0
     assert sorted(path.name for path in labels.glob("*.nii.gz")) == sorted(
