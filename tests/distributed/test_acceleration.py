@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -34,17 +35,17 @@ SETTINGS: list[dict[str, Any]] = [
 Gradients = dict[str, Tensor]
 
 
-def gradients(settings: list[dict[str, Any]], scale: float = 1.0) -> list[Gradients]:
+def gradients(settings: list[dict[str, Any]]) -> list[Gradients]:
     """Of both stages, for each setting without micro-batches and with them, on this rank's samples."""
     return [
-        _gradient(stage, values, micro_batch, scale)
+        _gradient(stage, values, micro_batch)
         for stage in ("encoder", "decoder")
         for values in settings
         for micro_batch in (None, 2)
     ]
 
 
-def _gradient(stage: Any, values: dict[str, Any], micro_batch: int | None, scale: float) -> Gradients:
+def _gradient(stage: Any, values: dict[str, Any], micro_batch: int | None) -> Gradients:
     config = settings_of(ALL_OPTIONS, micro_batch)
     acceleration = AccelerationConfig.model_validate(values)
     network, _ = new_step(config, stage)
@@ -66,21 +67,8 @@ def _gradient(stage: Any, values: dict[str, Any], micro_batch: int | None, scale
         assert isinstance(wrapped, DistributedDataParallel) == collectives.is_distributed()
         for _ in range(2):  # DDP lays out its buckets anew after the first backward pass
             network.zero_grad(set_to_none=True)
-            backward(stage, samples, network, wrapped, config, scale)
+            backward(stage, samples, network, wrapped, config)
     return {name: value.grad.clone() for name, value in network.named_parameters() if value.grad is not None}
-
-
-def test_ranks_have_the_gradient_of_one_process() -> None:
-    torch.set_num_threads(1)
-    plain = gradients([{}])
-    for found in run_ranks(gradients, 2, SETTINGS):
-        per_stage = 2 * len(SETTINGS)
-        for number, one in enumerate(found):
-            expected = plain[2 * (number // per_stage)]
-            size = max(float(gradient.abs().max()) for gradient in expected.values())
-            assert one.keys() == expected.keys()
-            for name, gradient in expected.items():
-                assert (one[name] - gradient).abs().max() <= 1e-12 * size, (number, name)
 
 
 def overflow(folder: Path) -> tuple[list[float], bool]:
@@ -92,9 +80,32 @@ def overflow(folder: Path) -> tuple[list[float], bool]:
     return [state["value"], float(weights.double().sum())], bool(weights.isfinite().all())
 
 
-def test_ranks_skip_the_same_steps(tmp_path: Path) -> None:
+def of_a_rank(folder: Path) -> tuple[list[Gradients], tuple[list[float], bool]]:
+    return gradients(SETTINGS), overflow(folder)
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[list[Gradients], tuple[list[float], bool]]]:
+    """What two ranks have; to start them takes longer than all that they do."""
+    return run_ranks(of_a_rank, 2, tmp_path_factory.mktemp("ranks"))
+
+
+def test_ranks_have_the_gradient_of_one_process(ranks: list[Any]) -> None:
+    torch.set_num_threads(1)
+    plain, per_stage = gradients([{}]), 2 * len(SETTINGS)
+    for found, _ in ranks:
+        assert len(found) == 2 * per_stage
+        for number, one in enumerate(found):
+            expected = plain[2 * (number // per_stage)]
+            size = max(float(gradient.abs().max()) for gradient in expected.values())
+            assert one.keys() == expected.keys()
+            for name, gradient in expected.items():
+                assert (one[name] - gradient).abs().max() <= 1e-12 * size, (number, name)
+
+
+def test_ranks_skip_the_same_steps(ranks: list[Any]) -> None:
     """Else their weights would part."""
-    first, second = run_ranks(overflow, 2, tmp_path)
+    (_, first), (_, second) = ranks
     assert first == second
     assert first[1]
     assert first[0][0] < 2.0**16
