@@ -38,7 +38,7 @@ from benchmarks.scaling_measure import (
 from benchmarks.scaling_model import Network, core_share, predict_memory, predict_step
 from benchmarks.scaling_table import measured_tables, plan_tables
 from benchmarks.step import TINY
-from benchmarks.step_data import build_workload
+from benchmarks.step_data import build_workload, learning
 from hssl_dist.config.loading import load_config
 from hssl_dist.config.pretrain import PretrainConfig
 from hssl_dist.console import Console
@@ -78,7 +78,7 @@ def measure_all(options: argparse.Namespace, console: Console) -> dict[str, Any]
     worlds = [world for world in WORLDS if world <= (2 if options.quick else max(WORLDS))]
     rounds, turn_s = (2, 0.2) if options.quick else (options.rounds, TURN_S)
     settings = {
-        "config": config.model_dump(mode="json"),
+        "config": learning(config),
         "worlds": worlds,
         "rounds": rounds,
         "turn_s": turn_s,

@@ -30,7 +30,7 @@ from benchmarks import peers
 from benchmarks.measuring import end_cleanly_when_asked, gpu_machine, load_average, machine
 from benchmarks.pieces import OtherSettingsError, Piece, Pieces
 from benchmarks.step_arms import budgets
-from benchmarks.step_data import build_workload
+from benchmarks.step_data import build_workload, learning
 from benchmarks.step_summary import judge, summarise
 from benchmarks.step_table import tables
 from benchmarks.step_turns import ArmSpec, in_turns
@@ -81,7 +81,7 @@ def measure_all(options: argparse.Namespace, console: Console) -> dict[str, Any]
     turn_s = QUICK_TURN_S if options.quick else options.turn_s
     rounds = QUICK_ROUNDS if options.quick else options.rounds
     settings = {
-        "config": config.model_dump(mode="json"),
+        "config": learning(config),
         "device": options.device,
         "rounds": rounds,
         "turn_s": turn_s,
@@ -115,8 +115,8 @@ def measure_all(options: argparse.Namespace, console: Console) -> dict[str, Any]
 
 
 def _chosen(budget: str, specs: list[ArmSpec], only: list[str] | None) -> list[ArmSpec]:
-    """The arms whose `budget: name` has one of the texts, and the ceiling beside them."""
-    wanted = [spec for spec in specs if any(text in f"{budget}: {spec.name}" for text in only or [""])]
+    """The arms whose `budget: name$` has one of the texts, and the ceiling beside them."""
+    wanted = [spec for spec in specs if any(text in f"{budget}: {spec.name}$" for text in only or [""])]
     return [spec for spec in specs if wanted and (spec in wanted or spec.kind == "matmul")]
 
 
@@ -175,7 +175,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"turns of each arm (default {ROUNDS})")
     parser.add_argument("--turn-s", type=float, default=TURN_S, help=f"length of a turn (default {TURN_S:g})")
     parser.add_argument("--time-s", type=float, help="begin no arm and no round after so many seconds")
-    parser.add_argument("--only", nargs="+", help="arms such as '1 core: ours', and matrix products")
+    parser.add_argument(
+        "--only", nargs="+", help="arms such as '1 core: ours', or 'loop$' for those of which it is the end"
+    )
     parser.add_argument("--keep", help="a file for what is measured, which a stopped run goes on from")
     return parser
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from benchmarks.step_turns import ArmSpec, Turns
 
 SIDES = {"cpu": (1024, 2048), "cuda": (4096, 8192)}
-_PRODUCTS_S = 0.5
+_PRODUCTS_S = 0.2
 """Products are done until they have taken as long."""
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.loader_data import Prepared, with_arrays, write_volumes
 from hssl_dist.config.parts import CacheConfig, StoreConfig
+from hssl_dist.config.pretrain import LearningConfig
 from hssl_dist.sampling.schedule import region_shape
 from hssl_dist.store import Reader, open_reader, read_manifests
 
@@ -52,6 +53,11 @@ class Workload:
     def of(self, config: PretrainConfig) -> PretrainConfig:
         """The config, on this store."""
         return config.model_copy(update={"store": StoreConfig(url=self.store), "cache": self.cache})
+
+
+def learning(config: PretrainConfig) -> dict[str, Any]:
+    """What of a config a record tells: all but where it ran."""
+    return config.model_dump(mode="json", include=set(LearningConfig.model_fields))
 
 
 def build_workload(folder: str, config: PretrainConfig, cases: int = CASES) -> Workload:

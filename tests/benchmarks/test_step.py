@@ -18,6 +18,7 @@ import yaml
 
 from benchmarks import gpu_summary, trace
 from benchmarks.step_arms import budgets
+from benchmarks.step_data import learning
 from benchmarks.step_ours import only_stage, operations
 from benchmarks.step_phases import BOOKKEEPING, OVERHEAD, PHASES, Phases, watching
 from benchmarks.step_summary import judge, overhead, shares, speed_over, summarise
@@ -111,6 +112,12 @@ def test_training_is_watched_and_not_changed(stage: str, tmp_path: Path) -> None
     assert found["communication"] == 0.0
     for name in ("augmentation", "forward", "loss", "backward", "optimiser", BOOKKEEPING):
         assert found[name] > 0.0, name
+
+
+def test_a_record_does_not_tell_where_it_was_made() -> None:
+    told = learning(PretrainConfig())
+    assert told["global_batch"] == PretrainConfig().global_batch
+    assert str(Path.cwd()) not in json.dumps(told)
 
 
 def test_a_run_of_one_stage_does_not_end_by_itself() -> None:
