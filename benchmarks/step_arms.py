@@ -44,7 +44,11 @@ def _on_one_core(base: ArmSpec, *, quick: bool) -> list[ArmSpec]:
         *arms,
         replace(_with(base, channels_last=True), name="ours, encoder stage, channels last", kind="ours"),
         replace(_with(base, compile=True), name="ours, encoder stage, compiled", kind="ours"),
-        replace(_with(base, keep_freed_memory=False), name="ours, encoder stage, freed memory", kind="ours"),
+        replace(
+            _with(base, keep_freed_memory=False),
+            name="ours, encoder stage, freed memory given back",
+            kind="ours",
+        ),
         replace(base, name="lightly's loop, 1 worker", kind="lightly", workers=1),
         replace(base, name="lightly's loop, plain modules", kind="plain"),
         *_monai(base),
