@@ -102,7 +102,7 @@ def test_real_volumes_are_those_large_enough(tmp_path: Path) -> None:
     assert all(min(shape) >= 8 and min(shape[1:]) >= 32 for shape in prepared.shapes)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.s3
 @pytest.mark.timeout(900)
 def test_quick_run_delivers_equal_bytes_in_all_arms_and_fills_the_record() -> None:

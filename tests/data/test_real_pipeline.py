@@ -52,6 +52,7 @@ def few_cases(real_data: Path, tmp_path: Path) -> Path:
     return root
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_from_raw_files_to_scores(
     few_cases: Path, tmp_path: Path, run_verb: Callable[..., dict[str, Any]]
@@ -135,7 +136,7 @@ def predict_and_compare(
         np.testing.assert_array_equal(found.header.get_zooms(), image.header.get_zooms())
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(1200)
 def test_all_real_datasets(real_store: Any, real_data: Path) -> None:
     for name, cases in DATASETS.items():
@@ -149,7 +150,7 @@ def test_all_real_datasets(real_store: Any, real_data: Path) -> None:
         assert dataset["written"] == 0
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(1200)
 def test_every_image_is_a_valid_ome_zarr(real_store: Any) -> None:
     seen = 0

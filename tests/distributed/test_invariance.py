@@ -121,7 +121,7 @@ def test_ranks_and_micro_batches_do_not_show(tmp_path: Path) -> None:
                     assert found[step][key] == pytest.approx(metrics[key], abs=1e-12), (setting, step, key)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-8), (torch.float32, 1e-3)], ids=str)
 def test_thirty_steps(tmp_path: Path, dtype: torch.dtype, bound: float) -> None:

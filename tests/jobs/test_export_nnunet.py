@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(900)
 def test_nnunet_fine_tunes_and_segments_with_exports(tmp_path: Path) -> None:
     for package in ("nnunetv2", "acvl_utils", "batchgeneratorsv2", "seaborn"):

@@ -129,7 +129,7 @@ def in_a_small_disk(folder: Path, size_bytes: int, words: list[str]) -> list[str
     return ["unshare", "--map-root-user", "--mount", "sh", "-c", script, "sh", *words]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(900)
 def test_a_full_disk_ends_preprocessing_and_what_is_committed_is_whole(tmp_path: Path) -> None:
     store = tmp_path / "disk"

@@ -16,7 +16,7 @@ from hssl_dist import files
 from hssl_dist.store import read_manifest, verify
 from tests.jobs.test_preprocess_killed import CASES, CONFIG, kill_midway, start, write_challenge
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(900)]
 TIMEOUT_S = 600
 WAITING = "another job is writing "
 TOGETHER = """

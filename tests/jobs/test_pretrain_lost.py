@@ -27,7 +27,7 @@ from tests.drivers import DEADLINE_S, Driver
 from tests.ray_head import RayHead
 from tests.tiny_pretraining import config, job_config, write_store
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
 STEPS = 3000
 EVERY = 50
 LAST = STEPS + 3

@@ -23,7 +23,7 @@ from hssl_dist.jobs.pretrain_metrics import EXPORTED
 from tests.drivers import Driver
 from tests.tiny_pretraining import config, job_config, write_store
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(900), pytest.mark.usefixtures("ray_cluster")]
 STEPS = 20_000
 RUN = "watched"
 DEADLINE_S = 300.0

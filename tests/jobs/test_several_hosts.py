@@ -23,7 +23,7 @@ from tests.hosts import Network, inherited, missing
 from tests.s3.server import ACCESS_KEY, REGION
 from tests.tiny_pretraining import config, job_config
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
 STEPS, LAST = 300, 303
 """The encoder's; the decoder's come after."""
 TASKS = ("liver", "heart")

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 HIPPOCAMPUS = ROOT.parent / "shared" / "data" / "Task04_Hippocampus"
 CASES = 10
 
-pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.real, pytest.mark.soak, pytest.mark.timeout(900)]
 
 
 @pytest.fixture

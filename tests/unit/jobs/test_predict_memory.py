@@ -106,7 +106,7 @@ def test_memory_grows_by_the_volume_not_by_its_logits(tmp_path):
     assert peaks[1] - peaks[0] < logits_bytes / 2
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(1200)
 def test_a_large_ct_takes_less_than_4_gb(tmp_path):
     """512 x 512 x 300 voxels, resampled, windows of 64 x 160 x 160, three classes."""

@@ -40,7 +40,7 @@ def test_the_memory_of_a_worker_is_bounded(tmp_path):
     check(tmp_path, tmp_path, (160, 256, 256))
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_the_memory_of_a_worker_is_bounded_for_a_large_volume(tmp_path):
     """512 x 512 x 400 voxels of int16: 210 MB."""
     check(Path(tempfile.gettempdir(), "hssl-generated"), tmp_path, (400, 512, 512))

@@ -242,7 +242,7 @@ assert not counters["graph_break"], counters
 """
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_compiled_run_is_that_run(tmp_path: Path) -> None:
     """It compiles for the size of its steps alone, keeps the code, and goes on without it.
 
