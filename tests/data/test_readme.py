@@ -31,9 +31,9 @@ def commands(name: str) -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.real
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(3000)
 def test_the_readmes_commands_run_as_written(tmp_path: Path) -> None:
     if not REAL_DATA.is_dir():
         pytest.skip(f"the challenge data is not at {REAL_DATA}")
@@ -49,7 +49,7 @@ def test_the_readmes_commands_run_as_written(tmp_path: Path) -> None:
         environment["HSSL_OUTPUT"] = str(tmp_path / "outputs" / str(number))
         line = command.replace("sqlite:///hssl/mlflow.db", f"sqlite:///{tmp_path}/mlflow.db")
         finished = subprocess.run(
-            ["bash", "-euc", line], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
+            ["bash", "-euc", line], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1200
         )
         assert finished.returncode == 0, f"{command}\n{finished.stdout}\n{finished.stderr}"
         ran.append(command)
