@@ -26,7 +26,6 @@ from typing import Any
 import torch
 
 from benchmarks.measuring import CannotRun, load_average, machine, measure
-from hssl_dist.config.network import NetworkConfig
 from hssl_dist.config.pretrain import PretrainConfig, SamplingConfig
 from hssl_dist.memory import freed_memory_kept
 from hssl_dist.networks.pretraining import Stage, build_pretraining_network
@@ -36,6 +35,7 @@ from hssl_dist.training.objective import Samples
 from hssl_dist.training.optimiser import Optimiser
 from hssl_dist.training.step import backward
 from tests.distributed.ranks import run_ranks
+from tests.tiny_network import NETWORK
 
 CPU = torch.device("cpu")
 STAGES: tuple[Stage, ...] = ("encoder", "decoder")
@@ -58,13 +58,6 @@ RANK_ARMS: dict[str, dict[str, Any]] = {
     "buckets of 1 MiB": {"bucket_mb": 1.0},
 }
 RANKS = 2
-_TINY = NetworkConfig(
-    widths=(4, 8),
-    strides=((1, 1, 1), (2, 2, 2)),
-    kernels=((1, 3, 3), (3, 3, 3)),
-    encoder_blocks=(1, 1),
-    decoder_blocks=(1,),
-)
 _MARGIN = 1.5
 
 
@@ -76,7 +69,7 @@ def configured(settings: dict[str, Any], regions: int, *, quick: bool) -> Pretra
     settings = {key: value for key, value in settings.items() if key != "precision"}
     if quick:
         values |= {
-            "network": _TINY,
+            "network": NETWORK,
             "sampling": SamplingConfig(patch_size=(4, 8, 8), block_size=2),
         }
     return PretrainConfig.model_validate(values | {"acceleration": OFF | settings})

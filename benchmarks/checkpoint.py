@@ -19,13 +19,13 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.callbacks import Silent
 from benchmarks.loader_data import generate
 from benchmarks.measuring import gpu_machine, load_average, machine
 from hssl_dist.config.network import NetworkConfig
@@ -66,7 +66,7 @@ class Size:
 
 
 @dataclass
-class Clock:
+class Clock(Silent):
     """Callbacks that note when each step is done."""
 
     done_s: dict[int, float] = field(default_factory=dict)
@@ -75,28 +75,10 @@ class Clock:
         """Note it."""
         self.done_s[step] = time.perf_counter()
 
-    def on_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Not of interest."""
-
     def on_warning(self, step: int, text: str) -> None:  # noqa: ARG002
         """Nothing that is measured may have gone wrong with the checkpoints."""
         if "checkpoint" in text:
             raise RuntimeError(text)
-
-    def on_checkpoint(self, step: int, url: str, seconds: float) -> None:
-        """Not of interest."""
-
-    def should_stop(self) -> bool:
-        """Never."""
-        return False
-
-    def should_look(self) -> bool:
-        """Never."""
-        return False
-
-    def is_losing_ranks(self) -> bool:
-        """Never."""
-        return False
 
     def step_s(self, first: int, last: int) -> float:
         """Mean time of the steps of a stage after its second; what follows a step counts to the next."""

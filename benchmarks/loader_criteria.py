@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
+from benchmarks.criteria import Criterion
 from benchmarks.loader_s3 import ON_DISK
 
 Figures = dict[str, Any]
 
 _WARM = "warm local disk: patches/s over the best peer's"
-
-
-@dataclass(frozen=True)
-class Criterion:
-    """One requirement: `value` must be at most `bound` (at least, for `at_least`)."""
-
-    name: str
-    value: float
-    bound: float
-    at_least: bool
-    passed: bool | None
-    """None where this run could not tell."""
-    note: str = ""
 
 
 def judge(local: list[Figures], s3: Figures, quick: bool) -> list[Criterion]:

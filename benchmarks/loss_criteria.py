@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from benchmarks.criteria import Criterion
 from benchmarks.gradients import BOUNDS, MUST_FAIL
 from benchmarks.loss_scaling import NUMBERS_BYTES
 
@@ -16,19 +16,6 @@ if TYPE_CHECKING:
     from benchmarks.loss_share import LossShare
 
 SIZE, LARGEST_SIZE = 32768, 65536
-
-
-@dataclass(frozen=True)
-class Criterion:
-    """One requirement: `value` must be at most `bound` (at least, for `at_least`)."""
-
-    name: str
-    value: float | None
-    bound: float
-    at_least: bool
-    passed: bool | None
-    """None where this run did not measure it."""
-    note: str | None = None
 
 
 def judge(
@@ -46,7 +33,7 @@ def judge(
 
 
 def _criterion(
-    name: str, value: float | None, bound: float, at_least: bool = False, note: str | None = None
+    name: str, value: float | None, bound: float, at_least: bool = False, note: str = ""
 ) -> Criterion:
     passed = None if value is None else (value >= bound if at_least else value <= bound)
     return Criterion(name, value, bound, at_least, passed, note)
@@ -122,13 +109,13 @@ def _sizes(scalings: dict[tuple[str, int], Scaling]) -> list[Criterion]:
     ]
 
 
-def _note(peer: Scaling | None) -> str | None:
+def _note(peer: Scaling | None) -> str:
     """Says so where the peer's figure is a prediction."""
     if peer is None or peer.cannot_run is None:
-        return None
+        return ""
     return f"{peer.implementation} predicted from the size before: {peer.cannot_run}"
 
 
-def _alone(scalings: dict[tuple[str, int], Scaling]) -> str | None:
+def _alone(scalings: dict[tuple[str, int], Scaling]) -> str:
     blocked = [s for s in scalings.values() if s.rows == LARGEST_SIZE and s.cannot_run]
-    return "; ".join(f"{s.implementation} cannot run: {s.cannot_run}" for s in blocked) or None
+    return "; ".join(f"{s.implementation} cannot run: {s.cannot_run}" for s in blocked)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from benchmarks.loader_criteria import Criterion
+from benchmarks.criteria import Criterion
 
 SPEED, SCALING = 2.0, 1.7
 ERROR_STD, SIZE = 1e-3, 0.7

@@ -35,11 +35,11 @@ from benchmarks.step_summary import judge, summarise
 from benchmarks.step_table import tables
 from benchmarks.step_turns import ArmSpec, in_turns
 from hssl_dist.config.loading import load_config
-from hssl_dist.config.network import NetworkConfig
 from hssl_dist.config.pretrain import PretrainConfig, SamplingConfig
 from hssl_dist.console import Console
 from hssl_dist.errors import HsslError
 from hssl_dist.jobs.lineage import code_version
+from tests.tiny_network import NETWORK
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,13 +49,7 @@ QUICK_ROUNDS, QUICK_TURN_S = 2, 0.3
 TINY = {
     "global_batch": 4,
     "sampling": SamplingConfig(patch_size=(4, 16, 16), block_size=2),
-    "network": NetworkConfig(
-        widths=(4, 8),
-        strides=((1, 1, 1), (2, 2, 2)),
-        kernels=((1, 3, 3), (3, 3, 3)),
-        encoder_blocks=(1, 1),
-        decoder_blocks=(1,),
-    ),
+    "network": NETWORK,
 }
 """What --quick puts into the config."""
 

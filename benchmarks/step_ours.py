@@ -6,13 +6,13 @@ Its callbacks tell when a step is done; timers around its functions (`step_phase
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.callbacks import Silent
 from benchmarks.step_data import Workload
 from benchmarks.step_phases import Phases, averaging_s, watching
 from hssl_dist import collectives
@@ -52,7 +52,7 @@ def only_stage(config: PretrainConfig, stage: str) -> PretrainConfig:
     return config.model_copy(update=stages)
 
 
-class _Callbacks:
+class _Callbacks(Silent):
     """Callbacks that hand each step to the turns; the second step's operations are counted."""
 
     def __init__(
@@ -109,27 +109,9 @@ class _Callbacks:
     def _drain(self) -> None:
         drain(self._device)
 
-    def on_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Not of interest."""
-
     def on_warning(self, step: int, text: str) -> None:
         """Kept: the figures of a run that is not healthy must say so."""
         self._warnings.append(f"step {step}: {text}")
-
-    def on_checkpoint(self, step: int, url: str, seconds: float) -> None:
-        """Not of interest."""
-
-    def should_stop(self) -> bool:
-        """The turns stop it."""
-        return False
-
-    def should_look(self) -> bool:
-        """Never."""
-        return False
-
-    def is_losing_ranks(self) -> bool:
-        """Never."""
-        return False
 
 
 def kept_memory(settings: StepAccelerationConfig, device: torch.device) -> AbstractContextManager[None]:

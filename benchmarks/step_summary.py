@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from benchmarks.criteria import Criterion
 from benchmarks.step_phases import OVERHEAD, PHASES
 
 OVERHEAD_BOUND, CPU_SPEED_BOUND = 0.15, 1.3
@@ -14,18 +14,6 @@ JUDGED = "lightly"
 """The peer's loop on the very same network; `plain` is another build of it, MONAI's are other networks."""
 
 Arm = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Criterion:
-    """One requirement: `value` must be at most `bound` (at least, for `at_least`)."""
-
-    name: str
-    value: float
-    bound: float
-    at_least: bool
-    passed: bool | None
-    note: str = ""
 
 
 def summarise(budget: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.callbacks import Silent
 from benchmarks.loader_data import write_volumes
 from benchmarks.measuring import gpu_machine, machine
 from benchmarks.step import TINY
@@ -74,7 +75,7 @@ class Kernel:
     seconds: float
 
 
-class Tracer:
+class Tracer(Silent):
     """Callbacks of both loops: some steps warm up, some are traced; then it raises Done."""
 
     def __init__(self, device: torch.device, warm_up: int, steps: int) -> None:
@@ -96,27 +97,6 @@ class Tracer:
             self.wall_s = time.perf_counter() - self._start_s
             self.profiler.stop()
             raise Done
-
-    def on_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Not of interest."""
-
-    def on_warning(self, step: int, text: str) -> None:
-        """Not of interest."""
-
-    def on_checkpoint(self, step: int, url: str, seconds: float) -> None:
-        """Not of interest."""
-
-    def should_stop(self) -> bool:
-        """Never."""
-        return False
-
-    def should_look(self) -> bool:
-        """Never."""
-        return False
-
-    def is_losing_ranks(self) -> bool:
-        """Never."""
-        return False
 
 
 def group_of(name: str) -> str:

@@ -14,6 +14,7 @@ from hssl_dist.config.pretrain import ObjectiveConfig
 from hssl_dist.networks.pretraining import build_pretraining_network, build_segmentation_network
 from hssl_dist.networks.weights import ModelCard, class_count
 from hssl_dist.records import Lineage
+from tests.tiny_network import NETWORK
 
 NETWORKS = {
     "isotropic": NetworkConfig(
@@ -37,13 +38,7 @@ NETWORKS = {
         encoder_blocks=(2, 1, 1),
         decoder_blocks=(2, 1),
     ),
-    "two stages": NetworkConfig(
-        widths=(4, 8),
-        strides=((1, 1, 1), (2, 2, 2)),
-        kernels=((1, 3, 3), (3, 3, 3)),
-        encoder_blocks=(1, 1),
-        decoder_blocks=(1,),
-    ),
+    "two stages": NETWORK,
     "default": NetworkConfig(),
 }
 SMALL = NETWORKS["two stages"]

@@ -18,7 +18,8 @@ from hssl_dist.networks.pretraining import build_pretraining_network
 from hssl_dist.networks.weights import ModelCard, save_model
 from hssl_dist.records import Lineage, Outcome
 from hssl_dist.tracking import start_run
-from tests.tiny_store import NETWORK, write_blobs
+from tests.tiny_network import NETWORK
+from tests.tiny_store import write_blobs
 
 LINEAGE = Lineage(config_hash="c" * 64, code_version="0.1.0")
 TRAINING = {"steps": 4, "patch_size": (4, 8, 8), "validate_every": 2, "log_every_steps": 2}

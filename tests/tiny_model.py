@@ -13,7 +13,8 @@ from hssl_dist.networks.pretraining import build_segmentation_network
 from hssl_dist.networks.unet import ResidualUNet
 from hssl_dist.networks.weights import ModelCard, save_model
 from hssl_dist.records import Lineage
-from tests.tiny_store import CLASSES, NETWORK
+from tests.tiny_network import NETWORK
+from tests.tiny_store import CLASSES
 
 PATCH_SIZE = (4, 8, 8)
 SPACING_MM = (2.0, 1.0, 1.0)

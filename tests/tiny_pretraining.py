@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from hssl_dist.config.network import NetworkConfig
 from hssl_dist.config.parts import StoreConfig, TrackingConfig
 from hssl_dist.config.preprocess import StorageConfig
 from hssl_dist.config.pretrain import (
@@ -28,6 +27,7 @@ from hssl_dist.records import (
 )
 from hssl_dist.store import ReadFigures, StoredForm, write_manifest
 from hssl_dist.store.writer import write_case
+from tests.tiny_network import NETWORK
 
 SHAPE = (10, 24, 24)
 GROUPS = {"spleen": "abdomen-ct", "liver": "abdomen-ct", "heart": "heart-mr"}
@@ -209,13 +209,7 @@ def config(**changes: object) -> PretrainConfig:
         "global_batch": 6,
         "log_every_steps": 1,
         "sampling": SamplingConfig(patch_size=(4, 8, 8), block_size=3),
-        "network": NetworkConfig(
-            widths=(4, 8),
-            strides=((1, 1, 1), (2, 2, 2)),
-            kernels=((1, 3, 3), (3, 3, 3)),
-            encoder_blocks=(1, 1),
-            decoder_blocks=(1,),
-        ),
+        "network": NETWORK,
         "objective": ObjectiveConfig(
             projection_size=8, dense_points=12, dense_distance=2.0, learn_temperature=True
         ),

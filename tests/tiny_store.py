@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from hssl_dist.config.network import NetworkConfig
 from hssl_dist.config.preprocess import StorageConfig
 from hssl_dist.records import Manifest, Volume, content_hash
 from hssl_dist.store import write_manifest
@@ -13,13 +12,6 @@ from tests.case_records import header, record
 
 SHAPE = (6, 16, 16)
 CLASSES = {1: "bright", 2: "dark"}
-NETWORK = NetworkConfig(
-    widths=(4, 8),
-    strides=((1, 1, 1), (2, 2, 2)),
-    kernels=((1, 3, 3), (3, 3, 3)),
-    encoder_blocks=(1, 1),
-    decoder_blocks=(1,),
-)
 
 
 def write_blobs(

@@ -13,7 +13,8 @@ from hssl_dist.jobs.study_cells import read_cell
 from hssl_dist.records import Outcome
 from hssl_dist.segmentation.study_cells import StudyCell
 from hssl_dist.tracking.client import connect
-from tests.tiny_store import NETWORK, write_blobs
+from tests.tiny_network import NETWORK
+from tests.tiny_store import write_blobs
 
 TASKS = ("blobs", "spots")
 TRAINING = {"steps": 4, "patch_size": (4, 8, 8), "validate_every": 2, "log_every_steps": 2}

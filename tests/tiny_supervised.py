@@ -18,7 +18,8 @@ from hssl_dist.segmentation import WAYS, DiceMeans, MeansByWay
 from hssl_dist.training.supervised import SupervisedResult, run_supervised
 from hssl_dist.training.validation import Validation
 from tests.case_records import record
-from tests.tiny_store import CLASSES, NETWORK, SHAPE
+from tests.tiny_network import NETWORK
+from tests.tiny_store import CLASSES, SHAPE
 
 CPU = torch.device("cpu")
 CONFIG = SupervisedConfig(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.checkpoint import BOUND, INTERVAL, Size, measure, table
-from tests.tiny_store import NETWORK
+from tests.tiny_network import NETWORK
 
 
 def test_what_a_checkpoint_costs_is_measured_in_both_stages(tmp_path: Path) -> None:

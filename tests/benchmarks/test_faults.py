@@ -15,7 +15,7 @@ from benchmarks.faults_job import Event, Job, Told, is_training, told
 from benchmarks.faults_plan import WEATHER, counts, plan
 from benchmarks.faults_soak import Servers, Soak, Storm
 from tests.faulty_proxy import FaultyProxy
-from tests.tiny_store import NETWORK
+from tests.tiny_network import NETWORK
 
 # --------------------------------------------------------------------------------------------------- the plan
 

@@ -10,7 +10,8 @@ import yaml
 from benchmarks.finetune_step import PIECES, profile
 from benchmarks.weight_averages import measure
 from hssl_dist.config.finetune import FinetuneConfig
-from tests.tiny_store import NETWORK, write_blobs
+from tests.tiny_network import NETWORK
+from tests.tiny_store import write_blobs
 
 
 @pytest.fixture

@@ -34,16 +34,9 @@ from benchmarks.scaling_plan import (
     preparation,
 )
 from benchmarks.scaling_table import PAGE, RECORD, measured_tables, plan_tables, read
-from hssl_dist.config.network import NetworkConfig
 from hssl_dist.config.pretrain import ObjectiveConfig, PretrainConfig, SamplingConfig
+from tests.tiny_network import NETWORK
 
-NETWORK = NetworkConfig(
-    widths=(4, 8),
-    strides=((1, 1, 1), (2, 2, 2)),
-    kernels=((1, 3, 3), (3, 3, 3)),
-    encoder_blocks=(1, 1),
-    decoder_blocks=(1,),
-)
 TINY = PretrainConfig(
     global_batch=8, network=NETWORK, sampling=SamplingConfig(patch_size=(4, 8, 8), block_size=4)
 )

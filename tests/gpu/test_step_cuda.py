@@ -21,7 +21,7 @@ from hssl_dist.training.checkpoint import CheckpointStore
 from tests.tiny_pretraining import ArrayReader, Recorder, config, manifests
 from tests.tiny_store import CLASSES
 from tests.tiny_supervised import CONFIG, BlobReader, Observed, blob_loader, new_network
-from tests.unit.training.test_host_waits import ALL_OPTIONS
+from tests.unit.training.test_step import ALL_OPTIONS
 
 pytestmark = [
     pytest.mark.gpu,

@@ -30,7 +30,8 @@ from hssl_dist.tracking import attach_run, fetch_model
 from hssl_dist.tracking.client import connect
 from hssl_dist.training.precision import resolved
 from tests.tiny_finetuning import TRAINING, Place
-from tests.tiny_store import CLASSES, NETWORK, write_blobs
+from tests.tiny_network import NETWORK
+from tests.tiny_store import CLASSES, write_blobs
 
 
 @pytest.fixture(scope="module")

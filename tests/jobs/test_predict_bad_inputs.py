@@ -33,7 +33,7 @@ from hssl_dist.records import Case, Outcome
 from hssl_dist.segmentation import Windows
 from tests.dicom_files import series, volume, write_files
 from tests.tiny_model import LINEAGE, recipe_of, save_tiny_model, write_scan
-from tests.tiny_store import NETWORK
+from tests.tiny_network import NETWORK
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from multiprocessing import get_context
 
 import pytest
@@ -28,20 +27,11 @@ from tests.faulty_proxy import (
     Hang,
     Slow,
 )
-from tests.s3.server import S3Server
 from tests.tiny_pretraining import ArrayReader, Recorder, config, manifests
 
 CLIENT_ATTEMPTS, ATTEMPTS = 4, 16
 """At a request by the client, and by `files` as well, each of whose attempts is all of the client's."""
 ONCE, QUICK = files.Backoff(attempts=1), files.Backoff(attempts=3, first_s=0.01)
-
-
-@pytest.fixture
-def proxy(s3_environment: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
-    """A proxy before the session's server, which the environment leads to."""
-    with FaultyProxy(s3_environment.endpoint) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-        yield proxy
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,21 +26,12 @@ from tests.faulty_proxy import (
     Rule,
     Slow,
 )
-from tests.s3.server import S3Server
 from tests.tiny_pretraining import job_config, write_store
 from tests.tiny_store import write_blobs
 
 CLIENT_ATTEMPTS, ATTEMPTS = 4, 16
 """At a request by the client, and by all that stands above it."""
 FAULTS = [INTERNAL_ERROR, SLOW_DOWN, REQUEST_TIMEOUT, Close(), Close(arrives=True), Slow(seconds=0.3)]
-
-
-@pytest.fixture
-def proxy(s3_environment: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
-    """A proxy before the session's server, which the environment leads to."""
-    with FaultyProxy(s3_environment.endpoint) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-        yield proxy
 
 
 def contents(root: str) -> dict[str, bytes]:

@@ -23,7 +23,7 @@ from tests.s3.server import S3Server
 from tests.security.local_cluster import ON_LOOPBACK, LocalCluster, local_cluster, without_ray
 from tests.security.searching import places
 from tests.spoiling import write_case, write_dataset
-from tests.tiny_store import NETWORK
+from tests.tiny_network import NETWORK
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

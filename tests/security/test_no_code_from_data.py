@@ -41,7 +41,8 @@ from hssl_dist.training.checkpoint import Checkpoint, CheckpointStore, CommitRec
 from tests.models import segmentation_model
 from tests.security.payload import Payload
 from tests.tiny_model import save_tiny_model, write_scan
-from tests.tiny_store import CLASSES, NETWORK, write_blobs
+from tests.tiny_network import NETWORK
+from tests.tiny_store import CLASSES, write_blobs
 
 LINEAGE = Lineage(config_hash="c" * 64, code_version="0.1.0")
 CPU = torch.device("cpu")

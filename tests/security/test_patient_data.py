@@ -30,7 +30,7 @@ from tests import tiny_pretraining
 from tests.dicom_files import CANARY, UID, series, volume, write_files
 from tests.itk_files import image_of, write_image
 from tests.security.searching import places
-from tests.tiny_store import NETWORK
+from tests.tiny_network import NETWORK
 
 SHAPE = (20, 18, 12)
 AFFINE = np.diag([1.5, 1.5, 3.0, 1.0])

@@ -45,7 +45,8 @@ from tests.case_records import header, record
 from tests.depth import examples
 from tests.mutations import damaged, damaged_json
 from tests.refusals import value_or_refusal
-from tests.tiny_store import NETWORK, write_blobs
+from tests.tiny_network import NETWORK
+from tests.tiny_store import write_blobs
 
 MSD = {
     "name": "toy",

@@ -13,7 +13,7 @@ from hssl_dist.jobs.study_ledger import Ledger
 from hssl_dist.jobs.study_plan import Plan, evaluate_config, finetune_config, identity
 from hssl_dist.jobs.study_results import TITLES, about_arm
 from hssl_dist.store import read_manifests
-from tests.tiny_store import NETWORK
+from tests.tiny_network import NETWORK
 from tests.tiny_study import TASKS, TRAINING, config, write_store
 
 ROOT = Path("/nowhere")

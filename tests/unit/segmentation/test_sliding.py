@@ -11,7 +11,7 @@ from hssl_dist.errors import NonFiniteError
 from hssl_dist.networks.pretraining import build_segmentation_network
 from hssl_dist.records import Scaling
 from hssl_dist.segmentation import Windows, logit_slabs, predict
-from tests.tiny_store import NETWORK
+from tests.tiny_network import NETWORK
 
 CPU = torch.device("cpu")
 

@@ -18,19 +18,9 @@ from hssl_dist.training.checkpoint import CheckpointStore
 from tests.host_waits import HostWaits
 from tests.tiny_pretraining import ArrayReader, Recorder, config, manifests
 from tests.tiny_supervised import CONFIG, new_network, trained
+from tests.unit.training.test_step import ALL_OPTIONS
 
 CPU = torch.device("cpu")
-ALL_OPTIONS = {
-    "projection_size": 8,
-    "dense_points": 12,
-    "dense_distance": 2.0,
-    "learn_temperature": True,
-    "depths": (1, 0),
-    "class_balance": True,
-    "exclude_false_negatives": "patient",
-    "dense_across_batch": True,
-    "restored_voxels": "all",
-}
 ONE = ["tolist in agreed.py _listed"]
 
 

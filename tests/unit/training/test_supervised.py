@@ -17,7 +17,8 @@ from hssl_dist.networks.pretraining import build_segmentation_network
 from hssl_dist.segmentation import WAYS, DiceMeans, MeansByWay, dice, keep_largest, predict
 from hssl_dist.training.supervised import run_supervised
 from hssl_dist.training.validation import Validation
-from tests.tiny_store import CLASSES, NETWORK
+from tests.tiny_network import NETWORK
+from tests.tiny_store import CLASSES
 from tests.tiny_supervised import (
     CONFIG,
     CPU,
