@@ -101,7 +101,6 @@ class Row:
 
     gpus: int
     global_batch: int
-    per_gpu: float
     compute_s: float
     gather_s: float
     gradients_s: float
@@ -115,7 +114,6 @@ class Row:
     memory_gib: float
     steps: float
     hours: float
-    gpu_hours: float
     dollars: float
     lost_share: float
     """Of the time, by faults."""
@@ -124,6 +122,16 @@ class Row:
     wanted_bytes_per_s: float
     """From the store, by all nodes, for the step not to wait for it."""
     walls: list[Wall]
+
+    @property
+    def per_gpu(self) -> float:
+        """Samples of a step that a GPU has."""
+        return self.global_batch / self.gpus
+
+    @property
+    def gpu_hours(self) -> float:
+        """Hours of all GPUs."""
+        return self.hours * self.gpus
 
     @property
     def wall(self) -> Wall:
@@ -154,44 +162,90 @@ def _row(
     region_bytes: float,
     alone: Row | None,
 ) -> Row:
-    batch = int(min(gpus * given["training.batch_per_gpu"], given["training.largest_global_batch"]))
-    batch = max(batch, gpus)
-    per_gpu = batch / gpus
-    share = given["training.encoder_share"]
-    weights = {"encoder": share, "decoder": 1.0 - share}
-    nodes = math.ceil(gpus / given["gpu.per_node"])
-
-    rate = given["gpu.peak_flops_per_s"] * given["gpu.achieved_share"]
-    rate *= per_gpu / (per_gpu + given["gpu.half_batch"])
-    loss_flops = 6.0 * (2 * per_gpu) * (2 * batch) * embedding * share
-    flops = per_gpu * sum(weights[stage] * cost.flops for stage, cost in costs.items()) + loss_flops
-    compute_s = flops / rate
-
-    link = given["network.in_node_bytes_per_s" if nodes == 1 else "network.between_nodes_bytes_per_s"]
-    exchange = Exchange(given["network.latency_s"], link * given["network.usable_share"], tree_rounds)
-    gather_s = gradients_s = waiting_s = 0.0
-    if gpus > 1:
-        gather_s = share * exchange.gather_s(gpus, 2.0 * batch * (embedding + 1) * 4)
-        gather_s += 4 * exchange.reduce_s(gpus, 64.0)
-        gradient_bytes = 4.0 * sum(weights[stage] * cost.parameters for stage, cost in costs.items())
-        whole_s = exchange.reduce_s(gpus, gradient_bytes)
-        hidden_s = min(given["network.hidden_share"] * whole_s, _BACKWARD_OF_STEP * compute_s)
-        gradients_s = whole_s - hidden_s
-        waiting_s = given["gpu.spread"] * math.sqrt(2.0 * math.log(gpus)) * compute_s
-    step_s = compute_s + gather_s + gradients_s + waiting_s
-
-    walls, data_s, reading = _data(given, batch, per_gpu, nodes, step_s, region_bytes)
-    wanted = reading.stored_bytes / step_s
-    step_s += data_s
+    batch = max(
+        int(min(gpus * given["training.batch_per_gpu"], given["training.largest_global_batch"])), gpus
+    )
+    per_gpu, nodes = batch / gpus, math.ceil(gpus / given["gpu.per_node"])
+    compute_s = _compute_s(given, costs, per_gpu, batch, embedding)
+    gather_s, gradients_s, waiting_s = _ranks_s(given, costs, gpus, batch, embedding, compute_s)
+    alone_s = compute_s + gather_s + gradients_s + waiting_s
+    walls, data_s, reading = _data(given, batch, per_gpu, nodes, alone_s, region_bytes)
+    step_s = alone_s + data_s
     samples = given["data.volumes"] * given["data.regions_per_volume"]
-    samples_per_s = batch / step_s
-    steps = samples / batch
+    samples_per_s, steps, lost = batch / step_s, samples / batch, _lost(given, gpus)
     memory_gib = given["gpu.fixed_memory_gib"] + max(
         _memory(cost, per_gpu, batch, embedding) for cost in costs.values()
     )
-    lost = _lost(given, gpus)
     hours = samples / samples_per_s / 3600 / (1.0 - lost)
-    walls += [
+    return Row(
+        gpus=gpus,
+        global_batch=batch,
+        compute_s=compute_s,
+        gather_s=gather_s,
+        gradients_s=gradients_s,
+        waiting_s=waiting_s,
+        data_s=data_s,
+        samples_per_s=samples_per_s,
+        efficiency=1.0 if alone is None else samples_per_s / gpus / alone.samples_per_s,
+        memory_gib=memory_gib,
+        steps=steps,
+        hours=hours,
+        dollars=hours * gpus * given["gpu.dollars_per_hour"],
+        lost_share=lost,
+        cached=reading.cache,
+        wanted_bytes_per_s=reading.stored_bytes / alone_s,
+        walls=[*walls, *_gpu_walls(given, memory_gib, steps, gradients_s / step_s, per_gpu)],
+    )
+
+
+def _weights(given: dict[str, float]) -> dict[str, float]:
+    """The stages' shares of all steps."""
+    share = given["training.encoder_share"]
+    return {"encoder": share, "decoder": 1.0 - share}
+
+
+def _compute_s(
+    given: dict[str, float], costs: dict[str, SampleCost], per_gpu: float, batch: int, embedding: int
+) -> float:
+    """A GPU's own work in a step: network and loss, at a rate that few samples do not reach."""
+    weights = _weights(given)
+    rate = given["gpu.peak_flops_per_s"] * given["gpu.achieved_share"]
+    rate *= per_gpu / (per_gpu + given["gpu.half_batch"])
+    loss_flops = 6.0 * (2 * per_gpu) * (2 * batch) * embedding * weights["encoder"]
+    return (per_gpu * sum(weights[stage] * cost.flops for stage, cost in costs.items()) + loss_flops) / rate
+
+
+def _ranks_s(
+    given: dict[str, float],
+    costs: dict[str, SampleCost],
+    gpus: int,
+    batch: int,
+    embedding: int,
+    compute_s: float,
+) -> tuple[float, float, float]:
+    """What ranks cost each other in a step: gathering embeddings, what of averaging the gradients the
+    backward pass does not hide, and waiting for the slowest.
+    """
+    if gpus == 1:
+        return 0.0, 0.0, 0.0
+    weights = _weights(given)
+    within = gpus <= given["gpu.per_node"]
+    link = given[f"network.{'in_node' if within else 'between_nodes'}_bytes_per_s"]
+    exchange = Exchange(given["network.latency_s"], link * given["network.usable_share"], tree_rounds)
+    gather_s = weights["encoder"] * exchange.gather_s(gpus, 2.0 * batch * (embedding + 1) * 4)
+    gather_s += 4 * exchange.reduce_s(gpus, 64.0)
+    gradient_bytes = 4.0 * sum(weights[stage] * cost.parameters for stage, cost in costs.items())
+    whole_s = exchange.reduce_s(gpus, gradient_bytes)
+    hidden_s = min(given["network.hidden_share"] * whole_s, _BACKWARD_OF_STEP * compute_s)
+    waiting_s = given["gpu.spread"] * math.sqrt(2.0 * math.log(gpus)) * compute_s
+    return gather_s, whole_s - hidden_s, waiting_s
+
+
+def _gpu_walls(
+    given: dict[str, float], memory_gib: float, steps: float, gradients_share: float, per_gpu: float
+) -> list[Wall]:
+    """What of GPUs and of the method itself is taken; `gradients_share` is of a step's time."""
+    return [
         Wall("GPU memory", memory_gib / given["gpu.memory_gib"], "`micro_batch`, or recompute stages"),
         Wall(
             "too few optimiser steps",
@@ -200,7 +254,7 @@ def _row(
         ),
         Wall(
             "exchange of gradients",
-            10.0 * gradients_s / step_s,
+            10.0 * gradients_share,
             "more samples a GPU, or gradients in bfloat16; counted as all taken at a tenth of a step",
         ),
         Wall(
@@ -209,12 +263,6 @@ def _row(
             "fewer GPUs, larger views, or a larger global batch; counted as all taken at half of the rate",
         ),
     ]
-    efficiency = 1.0 if alone is None else samples_per_s / gpus / alone.samples_per_s
-    return Row(
-        gpus, batch, per_gpu, compute_s, gather_s, gradients_s, waiting_s, data_s, samples_per_s, efficiency,
-        memory_gib, steps, hours, hours * gpus, hours * gpus * given["gpu.dollars_per_hour"], lost,
-        reading.cache, wanted, walls,
-    )  # fmt: skip
 
 
 @dataclass(frozen=True)
