@@ -184,13 +184,14 @@ def record(
         "steps": steps,
         "quick": quick,
         "settings": {
-            name: {stage: _medians(each) for stage, each in stages.items()} for name, stages in found.items()
+            name: {stage: medians(each) for stage, each in stages.items()} for name, stages in found.items()
         },
-        "ranks": {name: _medians(each) for name, each in ranks.items()},
+        "ranks": {name: medians(each) for name, each in ranks.items()},
     }
 
 
-def _medians(found: list[dict[str, float]]) -> dict[str, float]:
+def medians(found: list[dict[str, float]]) -> dict[str, float]:
+    """Of each figure over the rounds."""
     return {key: round(statistics.median(each[key] for each in found), 1) for key in found[0]}
 
 
@@ -205,15 +206,21 @@ def table(made: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
+def flags(described: str | None) -> argparse.ArgumentParser:
+    """Those of a benchmark that takes steps in rounds."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=described, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--regions", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=2)
+    return parser
+
+
+def main() -> None:
+    parser = flags(__doc__)
+    parser.add_argument("--regions", type=int, default=8)
     parser.add_argument("--settings", nargs="+", default=[], choices=[*ARMS, *RANK_ARMS])
     arguments = parser.parse_args()
     sizes = (4, 1, 1) if arguments.quick else (arguments.regions, arguments.rounds, arguments.steps)

@@ -9,15 +9,13 @@ peak resident set of the whole process in MiB, libraries included. Medians of th
 
 from __future__ import annotations
 
-import argparse
 import json
 import resource
-import statistics
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from benchmarks.acceleration import configured, stepping
+from benchmarks.acceleration import configured, flags, medians, stepping
 from benchmarks.measuring import CannotRun, load_average, machine, measure
 
 
@@ -53,14 +51,7 @@ def record(regions: Sequence[int], rounds: int, steps: int, *, quick: bool) -> d
                 if isinstance(measured, CannotRun):
                     raise MemoryError(measured.reason)
                 each.append(measured.result)
-        rows += [
-            {
-                "regions": count,
-                "kept": kept,
-                **{key: round(statistics.median(one[key] for one in each), 1) for key in each[0]},
-            }
-            for kept, each in found.items()
-        ]
+        rows += [{"regions": count, "kept": kept, **medians(each)} for kept, each in found.items()]
     return {
         "machine": machine(),
         "load": [before, load_average()],
@@ -85,14 +76,8 @@ def table(made: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--quick", action="store_true")
+    parser = flags(__doc__)
     parser.add_argument("--regions", type=int, nargs="+", default=[4, 8, 16])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=2)
     arguments = parser.parse_args()
     rounds, steps = (1, 1) if arguments.quick else (arguments.rounds, arguments.steps)
     made = record([4] if arguments.quick else arguments.regions, rounds, steps, quick=arguments.quick)
