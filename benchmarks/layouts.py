@@ -5,7 +5,9 @@
 Milliseconds of processor time of one thread, forward and backward, on 16 patches; the median of some
 repetitions. `default` has the channels first, `last` copies a layer's input into the layout with the channels
 last and its output back, both copies counted. A network's step is measured as `hssl_dist` does it, with all
-layers in the default layout, and with the whole network's channels last.
+layers in the default layout, and with the whole network's channels last, in turns; its forward pass for one
+window alone and for two, as `hssl_dist` does it and as torch does. bfloat16 is measured where
+`precision: auto` takes it.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -26,6 +28,7 @@ from benchmarks.measuring import load_average, machine
 from hssl_dist.config.network import NetworkConfig
 from hssl_dist.networks.unet import Convolution, ResidualUNet
 from hssl_dist.records import Shape
+from hssl_dist.training.precision import resolved
 
 _PATCHES = 16
 _CLASSES = 3
@@ -36,12 +39,13 @@ _LAYERS: tuple[tuple[int, int, Shape, Shape], ...] = (
     (8, 8, _CUBE, (32, 40, 32)),
     (16, 8, _CUBE, (32, 40, 32)),
     (16, 16, _CUBE, (32, 40, 32)),
+    (32, 32, _CUBE, (16, 20, 16)),
     (8, 3, (1, 1, 1), (32, 40, 32)),
     (8, 8, _FLAT, (8, 48, 48)),
     (16, 16, _FLAT, (8, 48, 48)),
 )
 """Channels in and out, kernel, and voxels of a patch."""
-_NETWORKS: dict[str, tuple[NetworkConfig, Shape]] = {
+_NETWORKS: dict[str, tuple[NetworkConfig, Shape, Shape]] = {
     "hippocampus": (
         NetworkConfig(
             widths=(8, 16, 32, 64),
@@ -51,6 +55,7 @@ _NETWORKS: dict[str, tuple[NetworkConfig, Shape]] = {
             decoder_blocks=(1, 1, 1),
         ),
         (32, 40, 32),
+        (40, 56, 40),
     ),
     "acdc": (
         NetworkConfig(
@@ -61,19 +66,22 @@ _NETWORKS: dict[str, tuple[NetworkConfig, Shape]] = {
             decoder_blocks=(1, 1, 1, 1),
         ),
         (8, 48, 48),
+        (8, 96, 96),
     ),
+    "default": (NetworkConfig(), (16, 48, 48), (16, 96, 96)),
 }
-"""Those of configs/study/real.yaml, and its views."""
+"""Those of configs/study/real.yaml, its views and its windows; and the default network."""
 
 
-def _milliseconds(work: Callable[[], object], repetitions: int) -> float:
-    work()
-    taken = []
-    for _ in range(repetitions):
-        start_s = time.process_time()
-        work()
-        taken.append(1e3 * (time.process_time() - start_s))
-    return round(statistics.median(taken), 1)
+def _milliseconds(work: Mapping[str, Callable[[], object]], repetitions: int) -> dict[str, float]:
+    """Of each work, in turns; before them each is done once."""
+    taken: dict[str, list[float]] = {name: [] for name in work}
+    for _ in range(1 + repetitions):
+        for name, do in work.items():
+            start_s = time.process_time()
+            do()
+            taken[name].append(1e3 * (time.process_time() - start_s))
+    return {name: round(statistics.median(times[1:]), 1) for name, times in taken.items()}
 
 
 def _layer(
@@ -91,13 +99,9 @@ def _layer(
 
 
 def _step(config: NetworkConfig, size: Shape, dtype: torch.dtype, way: str) -> Callable[[], object]:
-    network = ResidualUNet(config, in_channels=1, classes=_CLASSES)
+    network = _network(config, as_torch_does=way == "default")
     x = torch.randn(_PATCHES, 1, *size)
-    if way == "default":
-        for module in network.modules():
-            if isinstance(module, Convolution):
-                setattr(module, "forward", partial(nn.Conv3d.forward, module))  # noqa: B010
-    elif way == "last":
+    if way == "last":
         network, x = _channels_last(network), x.contiguous(memory_format=torch.channels_last_3d)
 
     def step() -> None:
@@ -106,6 +110,26 @@ def _step(config: NetworkConfig, size: Shape, dtype: torch.dtype, way: str) -> C
         sum(output.float().square().mean() for output in outputs).backward()
 
     return step
+
+
+def _windows(config: NetworkConfig, size: Shape, count: int, way: str) -> Callable[[], object]:
+    network = _network(config, as_torch_does=way == "default").eval()
+    x = torch.randn(count, 1, *size)
+
+    def predict() -> None:
+        with torch.inference_mode():
+            network(x)
+
+    return predict
+
+
+def _network(config: NetworkConfig, *, as_torch_does: bool) -> ResidualUNet:
+    network = ResidualUNet(config, in_channels=1, classes=_CLASSES)
+    if as_torch_does:
+        for module in network.modules():
+            if isinstance(module, Convolution):
+                setattr(module, "forward", partial(nn.Conv3d.forward, module))  # noqa: B010
+    return network
 
 
 def _channels_last(network: ResidualUNet) -> ResidualUNet:
@@ -118,33 +142,36 @@ def measure(repetitions: int) -> dict[str, Any]:
     torch.manual_seed(0)
     before = load_average()
     layouts = {"default": torch.contiguous_format, "last": torch.channels_last_3d}
-    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    layers = [
-        {
-            "channels": [wide, narrow],
-            "kernel": kernel,
-            "size": size,
-            **{
-                f"{name} {layout}": _milliseconds(
-                    _layer((wide, narrow), kernel, size, dtype, layouts[layout]), repetitions
-                )
-                for name, dtype in dtypes.items()
-                for layout in layouts
-            },
+    dtypes = {"float32": torch.float32}
+    if resolved("auto", torch.device("cpu")) == "bfloat16":
+        dtypes["bfloat16"] = torch.bfloat16
+    layers = []
+    for wide, narrow, kernel, size in _LAYERS:
+        work = {
+            f"{name} {layout}": _layer((wide, narrow), kernel, size, dtype, layouts[layout])
+            for name, dtype in dtypes.items()
+            for layout in layouts
         }
-        for wide, narrow, kernel, size in _LAYERS
-    ]
-    networks = {
-        task: {
-            f"{name} {way}": _milliseconds(_step(config, size, dtype, way), repetitions)
+        measured = _milliseconds(work, repetitions)
+        layers.append({"channels": [wide, narrow], "kernel": kernel, "size": size, **measured})
+    networks, windows = {}, {}
+    for task, (config, size, window) in _NETWORKS.items():
+        steps = {
+            f"{name} {way}": _step(config, size, dtype, way)
             for name, dtype in dtypes.items()
             for way in ("ours", "default", "last")
         }
-        for task, (config, size) in _NETWORKS.items()
-    }
+        networks[task] = _milliseconds(steps, repetitions)
+        passes = {
+            f"{way}, {'alone' if count == 1 else 'two'}": _windows(config, window, count, way)
+            for way in ("ours", "default")
+            for count in (1, 2)
+        }
+        windows[task] = _milliseconds(passes, repetitions)
     return {
         "layers": layers,
         "networks": networks,
+        "windows": windows,
         "repetitions": repetitions,
         "machine": machine(),
         "load_average": {"before": before, "after": load_average()},
@@ -157,7 +184,8 @@ def table(record: dict[str, Any]) -> str:
         (f"{row['channels'][0]} to {row['channels'][1]}, {'x'.join(map(str, row['kernel']))}", row)
         for row in record["layers"]
     ]
-    rows += list(record["networks"].items())
+    rows += [(f"{name}, a step", row) for name, row in record["networks"].items()]
+    rows += [(f"{name}, a window", row) for name, row in record["windows"].items()]
     return "\n".join(
         f"{title}: "
         + ", ".join(f"{key} {value:.0f} ms" for key, value in row.items() if isinstance(value, float))

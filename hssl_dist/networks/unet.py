@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 
 NEGATIVE_SLOPE = 0.01
 NORM_EPSILON = 1e-5
-_BLOCK = 16
+_BLOCK = 16 if torch.backends.cpu.get_cpu_capability().startswith("AVX512") else 8
 """Channels that oneDNN's kernels take at once."""
+_SMALL = 20480
+"""The most numbers of a sample, its last axis left out, that torch's rule (`use_mkldnn`) calls small."""
 
 
 class InstanceNorm(nn.Module):
@@ -56,11 +58,13 @@ class InstanceNorm(nn.Module):
 
 
 class Convolution(nn.Conv3d):
-    """Goes around what oneDNN on CPUs is slow at or gets wrong.
+    """Goes around what torch and oneDNN on CPUs are slow at or get wrong.
 
-    Few channels are up to twice as fast where they lie last. In bfloat16 the weight gradient reads, and
-    sometimes writes, beyond volumes that are smaller than the kernel; those are convolved in the weights' own
-    precision. (docs/decisions.md has both.)
+    Few channels, and the weight gradients of kernels of several slices, are up to twice as fast where
+    channels lie last. A small volume that comes alone is kept from code of torch's that takes up to ten times
+    as long as oneDNN. In bfloat16 the weight gradient reads, and sometimes writes, beyond volumes that are
+    smaller than the kernel; those are convolved in the weights' own precision. (docs/decisions.md has all
+    three.)
     """
 
     def forward(self, x: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b d w v u"]:
@@ -68,10 +72,32 @@ class Convolution(nn.Conv3d):
             return super().forward(x)
         if any(length < reach for length, reach in zip(x.shape[2:], self.kernel_size, strict=True)):
             with torch.autocast("cpu", enabled=False):
-                return super().forward(x.to(self.weight.dtype))
-        if self.in_channels > 1 and (self.in_channels % _BLOCK or self.out_channels % _BLOCK):
+                return self._convolve(x.to(self.weight.dtype))
+        few = bool(self.in_channels % _BLOCK or self.out_channels % _BLOCK)
+        learns = self.kernel_size[0] > 1 and torch.is_grad_enabled()
+        if self.in_channels > 1 and (few or learns):
             x = x.contiguous(memory_format=torch.channels_last_3d)
-        return super().forward(x)
+        return self._convolve(x)
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        if not self._is_small_and_alone(x):
+            return super().forward(x)
+        if torch.is_grad_enabled():  # in company, since the backward pass is as slow
+            return super().forward(torch.cat((x, torch.zeros_like(x))))[:1]
+        sizes = self.padding, self.stride, self.dilation, self.groups
+        convolved: Tensor = torch.ops.aten.mkldnn_convolution(x, self.weight, self.bias, *sizes)
+        return convolved
+
+    def _is_small_and_alone(self, x: Tensor) -> bool:
+        """Whether torch would not give `x` to oneDNN, by its size, though that is faster."""
+        return (
+            len(x) == 1
+            and x[..., 0].numel() <= _SMALL
+            and max(self.kernel_size) > 1
+            and x.dtype == torch.float32
+            and not torch.is_autocast_enabled("cpu")
+            and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        )
 
 
 class ConvNorm(nn.Module):

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hssl_dist.config.network import NetworkConfig
 from hssl_dist.errors import CheckpointError, ConfigError
+from hssl_dist.networks import unet
 from hssl_dist.networks.keymaps import nnunet_names, to_nnunet
 from hssl_dist.networks.unet import ConvNorm, Convolution, InstanceNorm, ResidualBlock, ResidualUNet
 from hssl_dist.records import Shape
@@ -157,9 +158,15 @@ def test_a_volume_smaller_than_the_kernel_is_convolved_in_full_precision(size: S
 @pytest.mark.parametrize("kernel", [(1, 1, 1), (1, 3, 3), (3, 3, 3)])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 def test_few_channels_are_convolved_in_another_layout_to_the_same_numbers(
-    wide: int, narrow: int, kernel: Shape, dtype: torch.dtype, tolerance: float
+    monkeypatch: pytest.MonkeyPatch,
+    wide: int,
+    narrow: int,
+    kernel: Shape,
+    dtype: torch.dtype,
+    tolerance: float,
 ) -> None:
     """Output and all gradients against torch's own in double precision, with and without a stride."""
+    monkeypatch.setattr(unet, "_BLOCK", 16)
     torch.manual_seed(0)
     for stride, size in (((1, 1, 1), (3, 9, 7)), ((2, 2, 2), (4, 8, 6))):
         padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
@@ -182,6 +189,43 @@ def test_few_channels_are_convolved_in_another_layout_to_the_same_numbers(
         pairs += [(a.grad, b.grad) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True)]
         for got, wanted in pairs:
             assert (got.double() - wanted).norm() < tolerance * wanted.norm()
+
+
+@pytest.mark.parametrize(("kernel", "learning"), [((1, 3, 3), False), ((3, 3, 3), True)])
+def test_kernels_of_several_slices_learn_in_another_layout(kernel: Shape, learning: bool) -> None:
+    layer, x = Convolution(16, 32, kernel, padding="same"), images(2, 16, 3, 5, 4)
+    with Layouts() as layouts:
+        layer(x)
+        with torch.no_grad():
+            layer(x)
+    last, first = torch.channels_last_3d, torch.contiguous_format
+    assert layouts.seen == [last if learning else first, first]
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("channels", [(1, 4), (4, 8), (16, 16)])
+def test_a_small_volume_that_comes_alone_takes_the_fast_way_to_the_same_numbers(
+    channels: tuple[int, int], stride: int
+) -> None:
+    """Output and all gradients against torch's own, without a call of torch's slow code, which that takes."""
+    torch.manual_seed(0)
+    ours = Convolution(*channels, (3, 3, 3), stride, (1, 1, 1))
+    theirs = nn.Conv3d(*channels, (3, 3, 3), stride, (1, 1, 1))
+    theirs.load_state_dict(ours.state_dict())
+    results: list[list[Tensor]] = []
+    slow: list[bool] = []
+    for layer in ours, theirs:
+        x = images(1, channels[0], 4, 6, 10).requires_grad_()
+        with torch.profiler.profile() as profile:
+            with torch.no_grad():
+                silent = layer(x)
+            output = layer(x)
+            output.square().sum().backward()
+        slow.append(any("slow_conv" in event.key for event in profile.key_averages()))
+        results.append([silent, output, *(value.grad for value in (x, *layer.parameters()))])
+    assert slow == [False, torch.backends.mkldnn.is_available()]
+    for got, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_each_sample_is_treated_alone() -> None:
