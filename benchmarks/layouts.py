@@ -18,15 +18,15 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.measuring import load_average, machine
+from benchmarks.plain_convolutions import with_plain_convolutions
 from hssl_dist.config.network import NetworkConfig
-from hssl_dist.networks.unet import Convolution, ResidualUNet
+from hssl_dist.networks.unet import ResidualUNet
 from hssl_dist.records import Shape
 from hssl_dist.training.precision import resolved
 
@@ -125,11 +125,7 @@ def _windows(config: NetworkConfig, size: Shape, count: int, way: str) -> Callab
 
 def _network(config: NetworkConfig, *, as_torch_does: bool) -> ResidualUNet:
     network = ResidualUNet(config, in_channels=1, classes=_CLASSES)
-    if as_torch_does:
-        for module in network.modules():
-            if isinstance(module, Convolution):
-                setattr(module, "forward", partial(nn.Conv3d.forward, module))  # noqa: B010
-    return network
+    return with_plain_convolutions(network) if as_torch_does else network
 
 
 def _channels_last(network: ResidualUNet) -> ResidualUNet:
