@@ -6,8 +6,8 @@ Milliseconds of processor time of one thread, forward and backward, on 16 patche
 repetitions. `default` has the channels first, `last` copies a layer's input into the layout with the channels
 last and its output back, both copies counted. A network's step is measured as `hssl_dist` does it, with all
 layers in the default layout, and with the whole network's channels last, in turns; its forward pass for one
-window alone and for two, as `hssl_dist` does it and as torch does. bfloat16 is measured where
-`precision: auto` takes it.
+window alone and for two, as `hssl_dist` does it, as that does it where gradients are wanted (`learning`), and
+as torch does. bfloat16 is measured where `precision: auto` takes it.
 """
 
 from __future__ import annotations
@@ -113,11 +113,11 @@ def _step(config: NetworkConfig, size: Shape, dtype: torch.dtype, way: str) -> C
 
 
 def _windows(config: NetworkConfig, size: Shape, count: int, way: str) -> Callable[[], object]:
-    network = _network(config, as_torch_does=way == "default").eval()
+    network = _network(config, as_torch_does=way == "default").eval().requires_grad_(requires_grad=False)
     x = torch.randn(count, 1, *size)
 
     def predict() -> None:
-        with torch.inference_mode():
+        with torch.set_grad_enabled(way == "learning"):
             network(x)
 
     return predict
@@ -160,7 +160,7 @@ def measure(repetitions: int) -> dict[str, Any]:
         networks[task] = _milliseconds(steps, repetitions)
         passes = {
             f"{way}, {'alone' if count == 1 else 'two'}": _windows(config, window, count, way)
-            for way in ("ours", "default")
+            for way in ("ours", "learning", "default")
             for count in (1, 2)
         }
         windows[task] = _milliseconds(passes, repetitions)

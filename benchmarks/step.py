@@ -10,8 +10,8 @@ else, by
     python -m benchmarks.step --json > benchmarks/results/step.json
     python -m benchmarks.step_table
 
-about three quarters of an hour and 24 GB on two cores. With --keep a stopped run goes on behind its last
-round. On a GPU: `benchmarks/gpu.sh`. --quick takes a tiny network and proves nothing but that it runs.
+more than half an hour on two cores. With --keep a run that was stopped goes on behind its last round. On a
+GPU: `benchmarks/gpu.sh`. --quick takes a tiny network and proves nothing but that it runs.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def budgets(
 
 
 def _on_one_core(base: ArmSpec, *, quick: bool) -> dict[str, list[ArmSpec]]:
-    """In three parts, for what waits for its turn keeps its memory: 20 GB of the default config."""
+    """In three parts, for what waits for its turn keeps its memory: all at once do not fit into 24 GB."""
     ceiling = _ceiling(base, "float32", quick=quick)
     encoder = replace(base, name="ours, encoder stage", kind="ours")
     decoder = replace(base, name="ours, decoder stage", kind="ours", stage="decoder")

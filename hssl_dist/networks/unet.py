@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 NEGATIVE_SLOPE = 0.01
 NORM_EPSILON = 1e-5
-_BLOCK = 16 if torch.backends.cpu.get_cpu_capability().startswith("AVX512") else 8
+_BLOCK = 8 if torch.backends.cpu.get_cpu_capability() == "AVX2" else 16
 """Channels that oneDNN's kernels take at once."""
 _SMALL = 20480
 """The most numbers of a sample, its last axis left out, that torch's rule (`use_mkldnn`) calls small."""
@@ -61,7 +61,7 @@ class Convolution(nn.Conv3d):
     """Goes around what torch and oneDNN on CPUs are slow at or get wrong.
 
     Few channels, and the weight gradients of kernels of several slices, are up to twice as fast where
-    channels lie last. A small volume that comes alone is kept from code of torch's that takes up to ten times
+    channels lie last. A small volume that comes alone is kept from code of torch's that takes several times
     as long as oneDNN. In bfloat16 the weight gradient reads, and sometimes writes, beyond volumes that are
     smaller than the kernel; those are convolved in the weights' own precision. (docs/decisions.md has all
     three.)
