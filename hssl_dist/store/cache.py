@@ -1,7 +1,7 @@
 """Decoded volumes on the node's own disk: one file each, mapped by all processes of the node.
 
 <folder>/
-  lock               held while room is made; its time of change tells that something was evicted
+  lock               held while room is made or a file renamed; its time of change tells of an eviction
   <key>.volume       a whole volume (see cache_files)
   <key>.partial      a volume being filled: its filler holds a lock on it, which the kernel drops at its death
 
@@ -208,7 +208,8 @@ class VolumeCache:
         try:
             os.pwrite(descriptor, form.footer(key, values), form.values_bytes)
             os.utime(descriptor)
-            self._path(key, "partial").rename(self._path(key))
+            with self._folder_lock():  # a file that is renamed while files are listed can be in neither place
+                self._path(key, "partial").rename(self._path(key))
         except OSError as error:
             self._give_up(error)
 
