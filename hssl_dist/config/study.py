@@ -197,6 +197,13 @@ class OnlyConfig(Part):
     """Datasets of tasks; all if empty."""
     seeds: tuple[int, ...] = ()
     """Seeds; all if empty."""
+    arms: tuple[str, ...] = ()
+    """Arms by name; all if empty."""
+
+    def has(self, task: str, seed: int, arm: str) -> bool:
+        """Whether a cell of this task, seed and arm is to be run now."""
+        wanted = ((self.tasks, task), (self.seeds, seed), (self.arms, arm))
+        return all(not names or name in names for names, name in wanted)
 
 
 class StudyConfig(JobConfig):
@@ -297,7 +304,8 @@ class StudyConfig(JobConfig):
             raise ValueError(
                 f"main_arm or compare names {unknown[0]!r}; the arms are {', '.join(lists['arms'])}"
             )
-        for key, known in (("tasks", lists["tasks"]), ("seeds", lists["seeds"])):
+        for key in ("tasks", "seeds", "arms"):
+            known = lists[key]
             if unknown := [value for value in getattr(self.only, key) if value not in known]:
                 raise ValueError(f"only.{key} has {unknown[0]!r}; {key} are {', '.join(map(str, known))}")
         for task in self.tasks:
@@ -311,12 +319,6 @@ class StudyConfig(JobConfig):
         if not self.unmatched_budgets:
             self._check_budgets(samples)
         return self
-
-    @property
-    def asked(self) -> tuple[set[str], set[int]]:
-        """Datasets of the tasks, and the seeds, that are to be run now."""
-        tasks = self.only.tasks or tuple(task.dataset for task in self.tasks)
-        return set(tasks), set(self.only.seeds or self.seeds)
 
     def network(self, arm: ArmConfig, task: TaskConfig) -> NetworkConfig:
         """The network of an arm's cells and pretrainings for a task. Raises ValueError, in one line."""

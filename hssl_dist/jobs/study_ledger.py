@@ -65,10 +65,9 @@ class Ledger:
         Raises ConfigError as `check` does, which it asks again: hours of pretraining lie between, and of two
         studies that note at the same moment each sees the other's look, so that at most one goes on.
         """
-        asked, _ = self._config.asked
         new = {
             dataset: self._own[dataset].model_copy(update={"first_at": now()})
-            for dataset in sorted(asked)
+            for dataset in sorted(self._config.only.tasks or self._own)
             if not self._noted(dataset)
         }
         self._refuse_others(new)

@@ -62,15 +62,11 @@ class Plan:
 
     def asked(self, config: StudyConfig) -> Plan:
         """The part of it that `config.only` asks for."""
-        tasks, seeds = config.asked
-        return Plan(
-            tuple(
-                item
-                for item in self.pretrainings
-                if item.config.seed in seeds and not tasks.isdisjoint(item.tasks)
-            ),
-            tuple(cell for cell in self.cells if cell.seed in seeds and cell.task.dataset in tasks),
+        cells = tuple(
+            cell for cell in self.cells if config.only.has(cell.task.dataset, cell.seed, cell.arm.name)
         )
+        started = {cell.pretraining for cell in cells}
+        return Plan(tuple(item for item in self.pretrainings if item.name in started), cells)
 
     @classmethod
     def of(cls, config: StudyConfig) -> Plan:

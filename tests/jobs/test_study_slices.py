@@ -45,6 +45,7 @@ def test_slices_make_the_study_that_is_run_at_once(folder: Path) -> None:
 
     first, second = TASKS
     slices = [
+        {"tasks": [first], "seeds": [0], "arms": ["scratch"]},
         {"tasks": [first], "seeds": [0]},
         {"tasks": [second], "seeds": [0]},
         {"seeds": [1]},
@@ -56,11 +57,12 @@ def test_slices_make_the_study_that_is_run_at_once(folder: Path) -> None:
             assert outcome.status == "done"
         done.append(outcome.summary["cells"])
         names = set(cells(sliced()))
-        assert all(name.startswith(f"{first}-") for name in names) == (number == 0)
-        assert any("-r1-" in name for name in names) == (number == 2)
+        assert all(name.endswith("-scratch") for name in names) == (number == 0)
+        assert all(name.startswith(f"{first}-") for name in names) == (number <= 1)
+        assert any("-r1-" in name for name in names) == (number == 3)
         looked = {task: len(looks(sliced(), task)) for task in TASKS}
-        assert looked == {first: 2, second: 2 if number else 0}
-    assert done == [2, 4, 8]
+        assert looked == {first: 2, second: 2 if number > 1 else 0}
+    assert done == [1, 2, 4, 8]
 
     # Pretraining's seeds and content are the same, so networks and scores are, to the last bit.
     assert {name: cell["cases"] for name, cell in cells(sliced()).items()} == {

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from hssl_dist.config.evaluate import EvaluateConfig
 from hssl_dist.config.loading import load_config
 from hssl_dist.config.pretrain import SamplingConfig
@@ -59,6 +61,27 @@ def test_a_pretraining_on_all_domains_serves_both_tasks_one_on_its_own_domain_on
     assert len(names) == 12
     assert {cell.pretraining for cell in plan.cells} == names | {None}
     assert all((cell.pretraining is None) == (cell.arm.name == "scratch") for cell in plan.cells)
+
+
+def test_what_is_asked_for_are_cells_and_the_pretrainings_they_start_from() -> None:
+    arms = ["scratch", "hssl-single", "hssl-multi"]
+
+    def asked(**only: Any) -> tuple[list[str], set[str]]:
+        study = config(ROOT, arms=arms, seeds=(0, 1), only=only)
+        plan = Plan.of(study).asked(study)
+        return [cell.id for cell in plan.cells], {item.name.rsplit("-", 1)[0] for item in plan.pretrainings}
+
+    cells, pretrainings = asked()
+    assert (len(cells), len(pretrainings)) == (12, 4), "names but for their hashes"
+    cells, pretrainings = asked(tasks=["spots"], seeds=[1])
+    assert cells == [f"spots-f0.5-s0-r1-{arm}" for arm in arms]
+    assert pretrainings == {"tiny-r1-hssl-single", "tiny-r1-hssl-multi"}
+    cells, pretrainings = asked(tasks=["blobs"], arms=["scratch", "hssl-multi"])
+    assert cells == [f"blobs-f0.5-s0-r{seed}-{arm}" for seed in (0, 1) for arm in ("scratch", "hssl-multi")]
+    assert pretrainings == {"tiny-r0-hssl-multi", "tiny-r1-hssl-multi"}
+    assert asked(arms=["scratch"])[1] == set()
+    with pytest.raises(ValueError, match=r"only.arms has 'image'; arms are scratch, hssl-single, hssl-multi"):
+        asked(arms=["image"])
 
 
 def test_arms_that_differ_only_in_their_transfer_share_their_pretraining() -> None:
