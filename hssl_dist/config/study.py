@@ -191,19 +191,18 @@ class TaskConfig(Part):
 
 
 class OnlyConfig(Part):
-    """A share of a study's work; of what is left out here there are results when some run has had it."""
+    """A share of a study's cells; of those left out here there are results when some run has had them."""
 
     tasks: tuple[str, ...] = ()
     """Datasets of tasks; all if empty."""
-    seeds: tuple[int, ...] = ()
-    """Seeds; all if empty."""
     arms: tuple[str, ...] = ()
     """Arms by name; all if empty."""
-
-    def has(self, task: str, seed: int, arm: str) -> bool:
-        """Whether a cell of this task, seed and arm is to be run now."""
-        wanted = ((self.tasks, task), (self.seeds, seed), (self.arms, arm))
-        return all(not names or name in names for names, name in wanted)
+    fractions: tuple[Share, ...] = ()
+    """Shares of the labels; all if empty."""
+    subsets: tuple[int, ...] = ()
+    """Label subsets, from 0; all if empty. A share of 1 is in subset 0."""
+    seeds: tuple[int, ...] = ()
+    """Seeds; all if empty."""
 
 
 class StudyConfig(JobConfig):
@@ -304,8 +303,7 @@ class StudyConfig(JobConfig):
             raise ValueError(
                 f"main_arm or compare names {unknown[0]!r}; the arms are {', '.join(lists['arms'])}"
             )
-        for key in ("tasks", "seeds", "arms"):
-            known = lists[key]
+        for key, known in (lists | {"subsets": list(range(self.subsets))}).items():
             if unknown := [value for value in getattr(self.only, key) if value not in known]:
                 raise ValueError(f"only.{key} has {unknown[0]!r}; {key} are {', '.join(map(str, known))}")
         for task in self.tasks:

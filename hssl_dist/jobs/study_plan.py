@@ -14,7 +14,7 @@ from hssl_dist import files
 from hssl_dist.config.evaluate import EvaluateConfig, IntervalConfig
 from hssl_dist.config.finetune import SCRATCH, FinetuneConfig, LabelsConfig
 from hssl_dist.config.pretrain import PretrainConfig
-from hssl_dist.config.study import ArmConfig, StudyConfig, TaskConfig
+from hssl_dist.config.study import ArmConfig, OnlyConfig, StudyConfig, TaskConfig
 from hssl_dist.records import Manifest, content_hash
 from hssl_dist.training.trajectory import trajectory
 
@@ -62,9 +62,7 @@ class Plan:
 
     def asked(self, config: StudyConfig) -> Plan:
         """The part of it that `config.only` asks for."""
-        cells = tuple(
-            cell for cell in self.cells if config.only.has(cell.task.dataset, cell.seed, cell.arm.name)
-        )
+        cells = tuple(cell for cell in self.cells if _is_asked(config.only, cell))
         started = {cell.pretraining for cell in cells}
         return Plan(tuple(item for item in self.pretrainings if item.name in started), cells)
 
@@ -83,6 +81,17 @@ class Plan:
                             name = _join(found, pretrain_config(config, arm, task, seed), arm, task)
                             cells.append(Cell(task, fraction, subset, seed, arm, name))
         return cls(tuple(found.values()), tuple(cells))
+
+
+def _is_asked(only: OnlyConfig, cell: Cell) -> bool:
+    wanted = (
+        (only.tasks, cell.task.dataset),
+        (only.arms, cell.arm.name),
+        (only.fractions, cell.fraction),
+        (only.subsets, cell.subset),
+        (only.seeds, cell.seed),
+    )
+    return all(not values or value in values for values, value in wanted)
 
 
 def _join(

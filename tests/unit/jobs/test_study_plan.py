@@ -67,21 +67,23 @@ def test_what_is_asked_for_are_cells_and_the_pretrainings_they_start_from() -> N
     arms = ["scratch", "hssl-single", "hssl-multi"]
 
     def asked(**only: Any) -> tuple[list[str], set[str]]:
-        study = config(ROOT, arms=arms, seeds=(0, 1), only=only)
+        study = config(ROOT, arms=arms, fractions=(0.5, 1.0), subsets=2, seeds=(0, 1), only=only)
         plan = Plan.of(study).asked(study)
         return [cell.id for cell in plan.cells], {item.name.rsplit("-", 1)[0] for item in plan.pretrainings}
 
     cells, pretrainings = asked()
-    assert (len(cells), len(pretrainings)) == (12, 4), "names but for their hashes"
-    cells, pretrainings = asked(tasks=["spots"], seeds=[1])
-    assert cells == [f"spots-f0.5-s0-r1-{arm}" for arm in arms]
+    assert (len(cells), len(pretrainings)) == (36, 4), "names but for their hashes"
+    cells, pretrainings = asked(tasks=["spots"], seeds=[1], subsets=[1])
+    assert cells == [f"spots-f0.5-s1-r1-{arm}" for arm in arms], "all labels are subset 0"
     assert pretrainings == {"tiny-r1-hssl-single", "tiny-r1-hssl-multi"}
-    cells, pretrainings = asked(tasks=["blobs"], arms=["scratch", "hssl-multi"])
-    assert cells == [f"blobs-f0.5-s0-r{seed}-{arm}" for seed in (0, 1) for arm in ("scratch", "hssl-multi")]
+    cells, pretrainings = asked(tasks=["blobs"], arms=["scratch", "hssl-multi"], fractions=[1.0])
+    assert cells == [f"blobs-f1-s0-r{seed}-{arm}" for seed in (0, 1) for arm in ("scratch", "hssl-multi")]
     assert pretrainings == {"tiny-r0-hssl-multi", "tiny-r1-hssl-multi"}
     assert asked(arms=["scratch"])[1] == set()
     with pytest.raises(ValueError, match=r"only.arms has 'image'; arms are scratch, hssl-single, hssl-multi"):
         asked(arms=["image"])
+    with pytest.raises(ValueError, match=r"only.subsets has 2; subsets are 0, 1"):
+        asked(subsets=[2])
 
 
 def test_arms_that_differ_only_in_their_transfer_share_their_pretraining() -> None:
