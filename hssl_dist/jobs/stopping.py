@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_ASKED: ContextVar[threading.Event | None] = ContextVar("_ASKED", default=None)
 _ELSEWHERE: ContextVar[Callable[[], bool]] = ContextVar("_ELSEWHERE", default=lambda: False)
 
 
@@ -30,16 +31,20 @@ def asked_by(asked: Callable[[], bool]) -> Iterator[None]:
 
 @contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Yields a function that says whether a stop was asked for inside the context.
+    """Yields a function that says whether a stop was asked for inside the context, or one around it.
+
+    A context inside another, as of a study's fine-tuning, shares its requests: one that comes when the inner
+    job has no more use for it stops the outer.
 
     SIGTERM only asks, however often it comes: schedulers send it again before they kill. So does the first
     Ctrl-C; from the second on it acts as it did before. Outside of the main thread, which alone gets signals,
     only `asked_by` asks.
     """
-    asked, elsewhere = threading.Event(), _ELSEWHERE.get()
+    elsewhere = _ELSEWHERE.get()
     if threading.current_thread() is not threading.main_thread():
         yield elsewhere
         return
+    asked = _ASKED.get() or threading.Event()
     before = {number: signal.getsignal(number) for number in _SIGNALS}
 
     def ask(number: int, _frame: FrameType | None) -> None:
@@ -47,10 +52,12 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
         if number == signal.SIGINT:
             signal.signal(number, before[signal.SIGINT])
 
+    token = _ASKED.set(asked)
     for number in _SIGNALS:
         signal.signal(number, ask)
     try:
         yield lambda: asked.is_set() or elsewhere()
     finally:
+        _ASKED.reset(token)
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -43,6 +43,19 @@ def test_the_second_ctrl_c_interrupts() -> None:
             os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_who_is_around_hears_it_too(number: signal.Signals) -> None:
+    """A piece's last steps ask no more: its study would go on with the next."""
+    with stop_requests() as around:
+        with stop_requests():
+            os.kill(os.getpid(), number)
+        assert around()
+        with stop_requests() as next_piece:
+            assert next_piece()
+    with stop_requests() as another:
+        assert not another()
+
+
 def test_handlers_come_back_without_a_signal() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with stop_requests():
