@@ -306,6 +306,8 @@ class StudyConfig(JobConfig):
         for key, known in (lists | {"subsets": list(range(self.subsets))}).items():
             if unknown := [value for value in getattr(self.only, key) if value not in known]:
                 raise ValueError(f"only.{key} has {unknown[0]!r}; {key} are {', '.join(map(str, known))}")
+        if set(self.only.fractions or self.fractions) == {1.0} and 0 not in (self.only.subsets or (0,)):
+            raise ValueError("only asks for no cell: all labels (a share of 1) are subset 0")
         for task in self.tasks:
             self._check_patches(task)
         samples = {

@@ -84,6 +84,8 @@ def test_what_is_asked_for_are_cells_and_the_pretrainings_they_start_from() -> N
         asked(arms=["image"])
     with pytest.raises(ValueError, match=r"only.subsets has 2; subsets are 0, 1"):
         asked(subsets=[2])
+    with pytest.raises(ValueError, match="only asks for no cell"):
+        asked(fractions=[1.0], subsets=[1])
 
 
 def test_arms_that_differ_only_in_their_transfer_share_their_pretraining() -> None:
