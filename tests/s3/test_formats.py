@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,7 @@ def find(source: str, layout: str) -> Dataset:
     return discover(config, "/")
 
 
-def test_every_format_comes_from_a_bucket(s3_bucket: str, tmp_path: Path) -> None:
+def test_every_format_comes_from_a_bucket(s3_bucket: str, tmp_path: Path, temporary_folder: Path) -> None:
     (tmp_path / "plain/images").mkdir(parents=True)
     for name in ("a.nrrd", "b.mha"):
         write_image(tmp_path / "plain/images" / name, image_of(volume().astype(np.int16)), True)
@@ -32,7 +31,6 @@ def test_every_format_comes_from_a_bucket(s3_bucket: str, tmp_path: Path) -> Non
     write_files(tmp_path / "tree/anna/study/ct", series(volume()))
     for path in files.walk(str(tmp_path)):
         files.write(files.join(s3_bucket, files.relative(path, str(tmp_path))), Path(path).read_bytes())
-    before = set(Path(tempfile.gettempdir()).glob("hssl-*"))
     for layout, folder, count in (("folder", "plain", 3), ("dicom", "tree", 1)):
         local, remote = (find(f"{root}/{folder}", layout) for root in (tmp_path, s3_bucket))
         assert [case.id for case in remote.cases] == [case.id for case in local.cases]
@@ -41,4 +39,4 @@ def test_every_format_comes_from_a_bucket(s3_bucket: str, tmp_path: Path) -> Non
             found, expected = (load_case(case, {}, LIMIT) for case in (there, here))
             np.testing.assert_array_equal(found.image, expected.image)
             assert found.geometry == expected.geometry
-    assert set(Path(tempfile.gettempdir()).glob("hssl-*")) <= before
+    assert list(temporary_folder.iterdir()) == []

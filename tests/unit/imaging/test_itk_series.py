@@ -5,7 +5,6 @@ from __future__ import annotations
 import locale
 import re
 import tarfile
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -152,14 +151,13 @@ def test_lossless_compressed_syntaxes(tmp_path, compressor):
         read(str(tmp_path))
 
 
-def test_a_remote_series_is_copied_and_the_copy_removed(tmp_path):
+def test_a_remote_series_is_copied_and_the_copy_removed(tmp_path, temporary_folder):
     folder = write_files(tmp_path / "scan", series(volume()))
     remote = f"memory://{tmp_path.name}/scan"
     for path in files.walk(folder):
         files.write(files.join(remote, Path(path).name), Path(path).read_bytes())
-    before = set(Path(tempfile.gettempdir()).glob("hssl-*"))
     np.testing.assert_array_equal(read(remote).raw, read(folder).raw)
-    assert set(Path(tempfile.gettempdir()).glob("hssl-*")) <= before
+    assert list(temporary_folder.iterdir()) == []
 
 
 def test_a_series_in_an_archive_is_read_in_place(tmp_path):
