@@ -9,7 +9,7 @@ docs/scaling.md are made, on a machine that does nothing else, by
     python -m benchmarks.scaling --json > benchmarks/results/scaling.json
     python -m benchmarks.scaling_table
 
-about a quarter of an hour on two cores. With --keep a run that was stopped goes on behind its last round.
+about three minutes on two cores. With --keep a run that was stopped goes on behind its last round.
 """
 
 from __future__ import annotations
