@@ -33,18 +33,21 @@ def asked_by(asked: Callable[[], bool]) -> Iterator[None]:
 def stop_requests() -> Iterator[Callable[[], bool]]:
     """Yields a function that says whether a stop was asked for inside the context, or one around it.
 
-    A context inside another, as of a study's fine-tuning, shares its requests: one that comes when the inner
-    job has no more use for it stops the outer.
+    A context inside another, as of a study's fine-tuning, shares its requests and leaves the signals to it: a
+    request that comes when the inner job has no more use for it stops the outer.
 
     SIGTERM only asks, however often it comes: schedulers send it again before they kill. So does the first
     Ctrl-C; from the second on it acts as it did before. Outside of the main thread, which alone gets signals,
     only `asked_by` asks.
     """
-    elsewhere = _ELSEWHERE.get()
+    elsewhere, around = _ELSEWHERE.get(), _ASKED.get()
     if threading.current_thread() is not threading.main_thread():
         yield elsewhere
         return
-    asked = _ASKED.get() or threading.Event()
+    if around is not None:
+        yield lambda: around.is_set() or elsewhere()
+        return
+    asked = threading.Event()
     before = {number: signal.getsignal(number) for number in _SIGNALS}
 
     def ask(number: int, _frame: FrameType | None) -> None:

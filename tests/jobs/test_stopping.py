@@ -56,6 +56,14 @@ def test_who_is_around_hears_it_too(number: signal.Signals) -> None:
         assert not another()
 
 
+def test_the_second_ctrl_c_interrupts_inside_another_job_too() -> None:
+    with stop_requests(), stop_requests() as asked:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert asked()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
 def test_handlers_come_back_without_a_signal() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with stop_requests():
