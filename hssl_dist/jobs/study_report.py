@@ -168,13 +168,16 @@ def value_of(estimate: HierarchicalEstimate) -> Value:
 
 
 def _facts(results: StudyResults) -> list[tuple[str, str]]:
-    most = [max(getattr(row, key) for row in results.rows) for key in ("subsets", "seeds", "patients")]
+    subsets, seeds = (max(getattr(row, key) for row in results.rows) for key in ("subsets", "seeds"))
+    patients: dict[str, int] = {}
+    for row in results.rows:
+        patients[row.group.task] = max(row.patients, patients.get(row.group.task, 0))
     return [
         ("cells", f"{results.cells} of {results.cells + len(results.missing)}"),
         ("arms", f"{len(results.arms)}"),
-        ("label subsets", f"{most[0]}"),
-        ("seeds", f"{most[1]}"),
-        (f"{results.part} patients", f"{most[2]}"),
+        ("label subsets", f"{subsets}"),
+        ("seeds", f"{seeds}"),
+        (f"{results.part} patients", f"{sum(patients.values())}"),
     ]
 
 

@@ -144,6 +144,15 @@ def test_a_gain_a_null_and_a_loss_are_said_plainly() -> None:
     assert "the last quarter of the steps gave scratch" in null
 
 
+def test_the_patients_of_all_tasks_are_counted_not_those_of_the_largest() -> None:
+    tasks: dict[str, set[str]] = {}
+    for one in _cells():
+        tasks.setdefault(one.task, set()).update(case.patient for case in one.cases)
+    assert len(tasks) == 2
+    patients = sum(map(len, tasks.values()))
+    assert f"<dt>test patients</dt><dd>{patients}</dd>" in study_page(_results(), _context())
+
+
 def test_of_several_tasks_the_primary_comparisons_are_adjusted() -> None:
     page = study_page(_results(), _context())
     assert page.count("Adjusted for 2 primary comparisons (Holm), it ") == 2
