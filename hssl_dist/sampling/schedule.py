@@ -56,6 +56,8 @@ class Schedule:
 
     tasks: tuple[str, ...]
     groups: tuple[str, ...]
+    blocks: int
+    """How many a global batch has, each of one task."""
 
     def __init__(
         self, manifests: Mapping[str, Manifest], config: SamplingConfig, seed: int, global_batch: int
@@ -63,7 +65,7 @@ class Schedule:
         self._names = names = _dataset_names(manifests, config)
         self.config, self.seed, self.global_batch = config, seed, global_batch
         self.region_shape = region_shape(config)
-        self._blocks = max(1, global_batch // config.block_size)
+        self.blocks = max(1, global_batch // config.block_size)
         self._records = [manifests[name].cases for name in names]
         self._cases = _CaseTable(_eligible(manifests, names, config))
         if not self._cases.tasks:
@@ -83,7 +85,7 @@ class Schedule:
 
     def draw(self, step: int, index: int) -> Draw:
         """What sample `index` (0 .. global_batch - 1) of step `step` sees."""
-        task = self._task(step, index * self._blocks // self.global_batch)
+        task = self._task(step, index * self.blocks // self.global_batch)
         rng = stream(self.seed_of(step, index), "region")
         patients = self._cases.patients(task)
         cases = self._cases.of_patient(patients[rng.integers(len(patients))])
@@ -107,13 +109,13 @@ class Schedule:
 
     def _task(self, step: int, block: int) -> int:
         offset, turn = self._turn_of(step)
-        place = ((block + turn) % self._blocks + offset) / self._blocks
+        place = ((block + turn) % self.blocks + offset) / self.blocks
         return bisect.bisect_right(self._upper, place)
 
     def _draw_turn(self, step: int) -> tuple[float, int]:
         """Where the first block of a step begins, and which block that is."""
         rng = stream(sample_seed(self.seed, step, 0), "tasks")
-        return rng.random(), int(rng.integers(self._blocks))
+        return rng.random(), int(rng.integers(self.blocks))
 
 
 def region_shape(config: SamplingConfig) -> Shape:

@@ -104,6 +104,20 @@ def findings(history: Sequence[tuple[int, Mapping[str, float]]], config: Pretrai
     return found
 
 
+def batch_finding(config: PretrainConfig, tasks: int, blocks: int) -> str | None:
+    """What is wrong with all global batches of the encoder stage, of so many blocks out of so many tasks."""
+    levels = [level for level in ("task", "group") if getattr(config.objective, f"{level}_weight")]
+    if blocks > 1 or tasks == 1 or not levels or not config.encoder.steps:
+        return None
+    batch, block = config.global_batch, config.sampling.block_size
+    smaller = f"set sampling.block_size to {batch // 2} at most, or " if batch > 1 else ""
+    return (
+        f"each global batch of {batch} is one block, of one of the {tasks} tasks: the heads of "
+        f"{' and '.join(levels)} learn one class and unlearn it with the next batch; "
+        f"{smaller}raise global_batch to {2 * block} at least"
+    )
+
+
 _REMEDY = "try a lower encoder.learning_rate, a larger global_batch or more than one task in it"
 
 

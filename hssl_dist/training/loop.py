@@ -31,7 +31,7 @@ from hssl_dist.training.agreed import NORM, Agreed, agree
 from hssl_dist.training.callbacks import Callbacks
 from hssl_dist.training.checkpoint import Checkpoint, CheckpointStore
 from hssl_dist.training.checkpoint_writer import CheckpointWriter
-from hssl_dist.training.health import findings, health_warnings
+from hssl_dist.training.health import batch_finding, findings, health_warnings
 from hssl_dist.training.loss_scale import LossScale
 from hssl_dist.training.monitoring import monitored, reading_shares
 from hssl_dist.training.objective import Samples
@@ -101,6 +101,7 @@ def run_pretraining(
     loop = _Loop(config, manifests, reader, checkpoints, callbacks, device, dtype, run_folder)
     with loop.writer, accelerated(loop.network, config.acceleration, device):
         loop.resume()
+        loop.warn_of_batches()
         for stage, (first, last) in stage_steps(config).items():
             if loop.step < last:
                 loop.train(stage, first, last)
@@ -208,6 +209,12 @@ class _Loop:
         self.optimiser_state = saved.optimizer
         if self.loss_scale is not None:
             self.loss_scale = LossScale.of_state(saved.state.get("loss_scale"))
+
+    def warn_of_batches(self) -> None:
+        """Rank 0 of a new run says what is wrong with its batches before it makes any."""
+        found = batch_finding(self.config, len(self.schedule.tasks), self.schedule.blocks)
+        if found and self.step == 0 and collectives.rank() == 0:
+            self.callbacks.on_warning(0, found)
 
     def save(self, stage: Stage, optimiser: Optimiser, *, wait: bool) -> None:
         """Rank 0 saves, with `wait` until that is committed. Raises CheckpointError on all ranks alike."""

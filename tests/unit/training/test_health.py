@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
-from hssl_dist.config.pretrain import PretrainConfig, StageConfig
+from hssl_dist.config.pretrain import ObjectiveConfig, PretrainConfig, StageConfig
 from hssl_dist.training.health import (
+    batch_finding,
     chance_level,
     embedding_health,
     findings,
@@ -123,3 +125,26 @@ def test_samples_that_are_not_finite_are_found() -> None:
     embeddings[5, 0] = math.nan
     assert finite_samples([regions], 3).tolist() == [True, False, True]
     assert finite_samples([regions, embeddings], 3).tolist() == [True, False, False]
+
+
+def test_batches_of_one_block_are_of_one_task() -> None:
+    found = batch_finding(PretrainConfig(global_batch=24), tasks=4, blocks=1)
+    assert found == (
+        "each global batch of 24 is one block, of one of the 4 tasks: the heads of task and group learn one "
+        "class and unlearn it with the next batch; set sampling.block_size to 12 at most, or raise "
+        "global_batch to 32 at least"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "tasks", "blocks"),
+    [
+        ({}, 4, 2),
+        ({}, 1, 1),
+        ({"objective": ObjectiveConfig(task_weight=0, group_weight=0)}, 4, 1),
+        ({"encoder": StageConfig(steps=0)}, 4, 1),
+    ],
+    ids=["mixed", "one task", "image level alone", "decoder alone"],
+)
+def test_where_batches_of_one_block_do_no_harm(changes: dict[str, Any], tasks: int, blocks: int) -> None:
+    assert batch_finding(PretrainConfig(global_batch=16, **changes), tasks, blocks) is None

@@ -252,6 +252,20 @@ def test_collapse_is_warned_of_while_it_trains_and_once(tmp_path: Path) -> None:
     assert list(health_warnings(result.history, settings).values()) == [before.warnings[0][1]]
 
 
+def test_a_batch_too_small_for_two_tasks_is_warned_of_at_the_first_step(tmp_path: Path) -> None:
+    settings = config(
+        sampling=SamplingConfig(patch_size=(4, 8, 8), block_size=4), decoder=StageConfig(steps=0)
+    )
+    before, after = Recorder(stop_at=2), Recorder()
+    with pytest.raises(Interrupted):
+        run(tmp_path, settings, before)
+    run(tmp_path, settings, after)
+    assert [(step, text.partition(":")[0]) for step, text in before.warnings] == [
+        (0, "each global batch of 6 is one block, of one of the 3 tasks")
+    ]
+    assert after.warnings == []
+
+
 def test_each_depth_is_probed(tmp_path: Path) -> None:
     settings = config(
         objective=ObjectiveConfig(projection_size=8, depths=(1, 0), dense_weight=0),
