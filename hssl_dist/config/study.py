@@ -85,6 +85,8 @@ class ArmConfig(Part):
     """What it changes of `pretrain.decoder`."""
     global_batch: PositiveInt | None = None
     """Regions per pretraining step; the study's if not given."""
+    block_size: PositiveInt | None = None
+    """Consecutive regions of a step that come from one task; `pretrain.sampling.block_size` if not given."""
     parts: tuple[str, ...] = ("encoder", "decoder")
     """Parts taken from the pretrained network."""
     transfer: Changes = Field(default={})
@@ -116,8 +118,10 @@ class ArmConfig(Part):
             encoder = encoder.model_copy(update={"steps": total if self.stages == "encoder" else 0})
             decoder = decoder.model_copy(update={"steps": total - encoder.steps})
         objective = over(base.objective, self.objective, "objective.")
-        changed = {"objective": objective, "encoder": encoder, "decoder": decoder}
-        return over(base, changed | {"global_batch": self.global_batch or base.global_batch})
+        changed: dict[str, Any] = {"objective": objective, "encoder": encoder, "decoder": decoder}
+        changed["global_batch"] = self.global_batch or base.global_batch
+        changed["sampling"] = {"block_size": self.block_size or base.sampling.block_size}
+        return over(base, changed)
 
     def training(self, task: TaskConfig) -> SupervisedConfig:
         """How its cells of a task are fine-tuned. Raises ValueError, in one line."""

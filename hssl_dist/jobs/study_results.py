@@ -115,6 +115,8 @@ def about_arm(arm: ArmConfig) -> str:
     seen = "the task's own images" if arm.domains == "own" else "images of all datasets"
     if arm.own_weight != 1.0:
         seen += f", the task's own {arm.own_weight:g} times as often"
+    if arm.block_size is not None:
+        seen += f", in blocks of {arm.block_size} of a task"
     return f"pretrained without labels on {seen}; taken over: {' and '.join(arm.parts)}"
 
 

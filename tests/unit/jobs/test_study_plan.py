@@ -229,6 +229,20 @@ def test_the_arms_of_the_study_on_real_data_have_titles_and_say_what_they_are() 
     ]
 
 
+def test_an_arm_s_blocks_are_those_of_its_pretraining_and_are_told() -> None:
+    mixed = {"like": "hssl-multi", "name": "mixed", "block_size": 4}
+    study = config(ROOT, arms=["scratch", "hssl-multi", mixed])
+    scratch, multi, arm = study.arms
+    task = study.tasks[0]
+    assert study.learning(multi, task).sampling == study.learning(scratch, task).sampling
+    assert study.learning(multi, task).sampling.block_size == study.pretrain.sampling.block_size != 4
+    assert study.learning(arm, task).sampling.block_size == 4
+    assert about_arm(arm) == (
+        "pretrained without labels on images of all datasets, in blocks of 4 of a task; taken over: encoder "
+        "and decoder"
+    )
+
+
 def test_cells_are_scored_on_the_study_s_part() -> None:
     study = config(ROOT, part="test", overlap=0.25)
     settings = evaluate_config(study, Plan.of(study).cells[0], "models:/tiny-blobs/1")
