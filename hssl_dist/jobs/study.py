@@ -2,7 +2,7 @@
 
 <output>/<name>/
   study.json                what the study was started with, and its run in MLflow
-  pretrained.json           the finished pretrainings, `study_cells.Pretrained`
+  pretrained/<name>.json    a finished pretraining, `study_cells.Pretrained`
   <part>/cells/<cell>.json  a finished cell, `segmentation.study_cells.StudyCell`
   <part>/scores/<cell>/     what `hssl evaluate` wrote of it
   <part>/summary.json       how far the study is
@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from hssl_dist import files
 from hssl_dist.errors import Interrupted
-from hssl_dist.files.sealed_json import read_sealed, sealed, unsealed
+from hssl_dist.files.sealed_json import read_sealed, sealed
 from hssl_dist.jobs import cluster
 from hssl_dist.jobs.lineage import lineage
 from hssl_dist.jobs.stopping import stop_requests
@@ -142,13 +142,13 @@ def _take_up(config: StudyConfig, plan: Plan, manifests: Mapping[str, Manifest])
 
 
 def _read_pretrained(config: StudyConfig, plan: Plan) -> dict[str, Pretrained]:
-    url = _pretrained_url(config)
-    entries = [unsealed(files.shown(url), entry) for entry in _read_json(url) or []]
-    known = {entry["name"]: Pretrained.model_validate(entry) for entry in entries}
+    there = set(files.listing(files.join(config.folder, "pretrained")))
     return {
-        item.name: known[item.name].model_copy(update={"arms": item.arms, "tasks": item.tasks})
+        item.name: Pretrained.model_validate(_read_json(_pretrained_url(config, item.name))).model_copy(
+            update={"arms": item.arms, "tasks": item.tasks}
+        )
         for item in plan.pretrainings
-        if item.name in known
+        if f"{item.name}.json" in there
     }
 
 
@@ -165,8 +165,8 @@ def _about_url(config: StudyConfig) -> str:
     return files.join(config.folder, "study.json")
 
 
-def _pretrained_url(config: StudyConfig) -> str:
-    return files.join(config.folder, "pretrained.json")
+def _pretrained_url(config: StudyConfig, name: str) -> str:
+    return files.join(config.folder, "pretrained", f"{name}.json")
 
 
 def _cell_url(config: StudyConfig, cell: Cell) -> str:
@@ -254,7 +254,7 @@ def _pretrain(
             state.failed[item.name] = result.reason
         else:
             state.pretrained[item.name] = result
-            _put_json(_pretrained_url(config), _pretrained(config, state))
+            _put_json(_pretrained_url(config, item.name), sealed(result.model_dump(mode="json")))
         _tell(console, f"pretraining {number} of {len(left)}, {item.name}", result)
 
 
@@ -293,14 +293,6 @@ def _tell(console: Console, what: str, result: object) -> None:
 
 
 # ----------------------------------------------------------------------------------------------- what is told
-
-
-def _pretrained(config: StudyConfig, state: _State) -> list[dict[str, Any]]:
-    """The finished pretrainings in the plan's order, then those of a time when the plan was another."""
-    order = [item.name for item in Plan.of(config).pretrainings]
-    others = [entry for entry in _read_json(_pretrained_url(config)) or [] if entry["name"] not in order]
-    finished = [state.pretrained[name] for name in order if name in state.pretrained]
-    return [*(sealed(result.model_dump(mode="json")) for result in finished), *others]
 
 
 def _summary(config: StudyConfig, plan: Plan, state: _State, ledger: Ledger) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from hssl_dist.config.parts import TrackingConfig
 from hssl_dist.config.study import StudyConfig
 from hssl_dist.console import Console
 from hssl_dist.errors import ConfigError, Interrupted, MissingError, StorageError
-from hssl_dist.files.sealed_json import unsealed
+from hssl_dist.files.sealed_json import read_sealed
 from hssl_dist.jobs.study_cells import Pretrained, with_way
 from hssl_dist.jobs.study_plan import Plan
 from hssl_dist.sampling.splits import split_manifest
@@ -60,8 +60,9 @@ def test_a_study_leaves_every_cell_its_pretrainings_and_a_summary(folder: Path) 
     config = tiny_study.config(folder)
     cells, plan = cells_of(config), Plan.of(config)
     assert set(cells) == {cell.id for cell in plan.cells}
-    (pretrained,) = json.loads((Path(config.folder) / "pretrained.json").read_text())
-    pretrained = Pretrained.model_validate(unsealed("pretrained.json", pretrained))
+    (kept,) = (Path(config.folder) / "pretrained").iterdir()
+    pretrained = Pretrained.model_validate(read_sealed(kept.name, kept.read_bytes()))
+    assert kept.name == f"{pretrained.name}.json"
     assert (pretrained.name, pretrained.arms, pretrained.tasks) == (
         plan.pretrainings[0].name,
         ("hssl-multi",),
@@ -230,7 +231,7 @@ def test_a_study_that_loses_its_tracker_and_a_task_keeps_its_results(folder: Pat
     assert len(list(csv.DictReader((Path(both.results) / "table.csv").read_text().splitlines()))) == 4
     tuned = alone.model_copy(update={"part": "validation", "seeds": (0, 1)})
     run(tuned)
-    known = {entry["name"] for entry in json.loads((Path(both.folder) / "pretrained.json").read_text())}
+    known = {path.stem for path in (Path(both.folder) / "pretrained").iterdir()}
     assert known == {item.name for config in (both, tuned) for item in Plan.of(config).pretrainings}
     assert len(known) == 3
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from hssl_dist.config.study import StudyConfig
 from hssl_dist.jobs.looks import Look, read_looks
+from hssl_dist.jobs.study_plan import Plan
 from tests.tiny_study import TASKS, config, run, write_store
 
 
@@ -71,3 +75,20 @@ def test_slices_make_the_study_that_is_run_at_once(folder: Path) -> None:
     assert cells(sliced()) == cells(whole)
     counted = run(sliced(part="test")).summary["looks"]
     assert {task: entry["looks"] for task, entry in counted.items()} == dict.fromkeys(TASKS, 1)
+
+
+def test_slices_at_the_same_time_keep_what_each_has_done(folder: Path, tmp_path: Path) -> None:
+    own = {"runs": str(tmp_path / "runs"), "tracking": {"uri": f"sqlite:///{tmp_path}/mlflow.db"}}
+    settings = config(folder, name="at-once", output=str(tmp_path), seeds=(0, 1), **own)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings.model_dump(mode="json")))
+    command = [sys.executable, "-m", "hssl_dist.study", "--config", str(tmp_path / "config.yaml")]
+    slices = [
+        subprocess.Popen([*command, "--only.seeds", f"[{seed}]"], stdout=subprocess.DEVNULL)
+        for seed in settings.seeds
+    ]
+    assert [process.wait(timeout=300) for process in slices] == [0, 0]
+    plan = Plan.of(settings)
+    assert set(cells(settings)) == {cell.id for cell in plan.cells}
+    kept = {path.stem for path in (tmp_path / "at-once" / "pretrained").iterdir()}
+    assert kept == {item.name for item in plan.pretrainings}
+    assert len(kept) == 2
