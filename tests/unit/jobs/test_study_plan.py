@@ -237,6 +237,9 @@ def test_an_arm_s_blocks_are_those_of_its_pretraining_and_are_told() -> None:
     assert study.learning(multi, task).sampling == study.learning(scratch, task).sampling
     assert study.learning(multi, task).sampling.block_size == study.pretrain.sampling.block_size != 4
     assert study.learning(arm, task).sampling.block_size == 4
+    dumped = study.model_dump(mode="json")
+    assert ["block_size" in entry for entry in dumped["arms"]] == [False, False, True]
+    assert StudyConfig.model_validate(dumped) == study
     assert about_arm(arm) == (
         "pretrained without labels on images of all datasets, in blocks of 4 of a task; taken over: encoder "
         "and decoder"
