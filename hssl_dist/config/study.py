@@ -87,7 +87,7 @@ class ArmConfig(Part):
     """Regions per pretraining step; the study's if not given."""
     block_size: PositiveInt | None = Field(default=None, exclude_if=lambda size: size is None)
     """Consecutive regions of a step that come from one task; `pretrain.sampling.block_size` if not given."""
-    # Left out of dumps where it is not given: a study of before this key is the same one to the ledger of looks.
+    # No part of a dump where it is not given: what was a study's config before this key still is.
     parts: tuple[str, ...] = ("encoder", "decoder")
     """Parts taken from the pretrained network."""
     transfer: Changes = Field(default={})
