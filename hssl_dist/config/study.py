@@ -87,7 +87,7 @@ class ArmConfig(Part):
     """Regions per pretraining step; the study's if not given."""
     block_size: PositiveInt | None = Field(default=None, exclude_if=lambda size: size is None)
     """Consecutive regions of a step that come from one task; `pretrain.sampling.block_size` if not given."""
-    # No part of a dump where it is not given: what was a study's config before this key still is.
+    # Left out of dumps unless given, so that the hash of a config from before this key stays what it was.
     parts: tuple[str, ...] = ("encoder", "decoder")
     """Parts taken from the pretrained network."""
     transfer: Changes = Field(default={})
@@ -103,8 +103,8 @@ class ArmConfig(Part):
             raise ValueError(
                 f"arm {self.name!r} starts from scratch, where {odd[0]!r} means nothing; leave it out"
             )
-        if self.domains == "own" and self.own_weight != 1.0:
-            raise ValueError(f"arm {self.name!r} sees its own domain alone: leave out own_weight")
+        if self.domains == "own" and (odd := sorted(given & {"own_weight", "block_size"})):
+            raise ValueError(f"arm {self.name!r} sees its own domain alone: leave out {odd[0]}")
         return self
 
     def learning(self, base: LearningConfig) -> LearningConfig:
@@ -119,9 +119,13 @@ class ArmConfig(Part):
             encoder = encoder.model_copy(update={"steps": total if self.stages == "encoder" else 0})
             decoder = decoder.model_copy(update={"steps": total - encoder.steps})
         objective = over(base.objective, self.objective, "objective.")
-        changed: dict[str, Any] = {"objective": objective, "encoder": encoder, "decoder": decoder}
-        changed["global_batch"] = self.global_batch or base.global_batch
-        changed["sampling"] = {"block_size": self.block_size or base.sampling.block_size}
+        changed = {
+            "objective": objective,
+            "encoder": encoder,
+            "decoder": decoder,
+            "global_batch": self.global_batch or base.global_batch,
+            "sampling": {"block_size": self.block_size or base.sampling.block_size},
+        }
         return over(base, changed)
 
     def training(self, task: TaskConfig) -> SupervisedConfig:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +83,12 @@ def test_slices_at_the_same_time_keep_what_each_has_done(folder: Path, tmp_path:
     settings = config(folder, name="at-once", output=str(tmp_path), seeds=(0, 1), **own)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings.model_dump(mode="json")))
     command = [sys.executable, "-m", "hssl_dist.study", "--config", str(tmp_path / "config.yaml")]
-    slices = [
-        subprocess.Popen([*command, "--only.seeds", f"[{seed}]"], stdout=subprocess.DEVNULL)
-        for seed in settings.seeds
-    ]
-    assert [process.wait(timeout=300) for process in slices] == [0, 0]
+
+    def run_slice(seed: int) -> int:
+        return subprocess.run([*command, "--only.seeds", f"[{seed}]"], timeout=300).returncode
+
+    with ThreadPoolExecutor() as slices:
+        assert list(slices.map(run_slice, settings.seeds)) == [0, 0]
     plan = Plan.of(settings)
     assert set(cells(settings)) == {cell.id for cell in plan.cells}
     kept = {path.stem for path in (tmp_path / "at-once" / "pretrained").iterdir()}

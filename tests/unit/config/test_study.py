@@ -130,6 +130,10 @@ def test_a_task_s_network_and_views_are_those_of_its_pretrainings(tmp_path: Path
             "arms.1: arm 'x' sees its own domain alone: leave out own_weight",
         ),
         (
+            {"arms": ["scratch", {"like": "hssl-single", "name": "x", "block_size": 8}]},
+            "arms.1: arm 'x' sees its own domain alone: leave out block_size",
+        ),
+        (
             {"tasks": [TASK | {"pretrain_patch_size": [3, 16, 16]}]},
             "arm 'image' for task 'heart': sampling.patch_size (3, 16, 16) is not a multiple of",
         ),
