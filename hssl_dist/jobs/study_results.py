@@ -42,10 +42,11 @@ TITLES = {
     "hssl-single": "Single-domain HSSL",
     "hssl-multi": "Multi-domain HSSL",
     "hssl-multi-own": "Weighted multi-domain HSSL",
+    "hssl-multi-mixed": "Mixed multi-domain HSSL",
     "restoration": "Restoration",
     "hssl-restoration": "HSSL + restoration",
 }
-"""What the page calls the default arms and that of configs/study/real.yaml; others have their own names."""
+"""What the page calls the default arms and those of configs/study/real.yaml; others have their own names."""
 
 _WAYS: Mapping[KeepLargest | None, str] = {
     "never": "all components",

@@ -226,6 +226,11 @@ def test_the_arms_of_the_study_on_real_data_have_titles_and_say_what_they_are() 
             "pretrained without labels on images of all datasets, the task's own 7 times as often; taken "
             "over: encoder and decoder",
         ),
+        (
+            "Mixed multi-domain HSSL",
+            "pretrained without labels on images of all datasets, the task's own 7 times as often, in blocks "
+            "of 8 of a task; taken over: encoder and decoder",
+        ),
     ]
 
 
