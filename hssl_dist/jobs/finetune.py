@@ -351,6 +351,7 @@ def _outcome(
                 [step, metrics["val_dice"]] for step, metrics in result.history if "val_dice" in metrics
             ],
             "keep_largest": delivered.keep_largest,
+            "precision": card.extra["precision"],
             "val_dice_by_way": delivered.overall,
             "best_step": result.step,
             "steps": result.steps,

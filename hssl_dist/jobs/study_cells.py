@@ -114,6 +114,7 @@ def run_cell(config: StudyConfig, models: Mapping[str, str], cell: Cell, console
         parent_model=None if model == SCRATCH else model,
         code_version=code_version(),
         keep_largest=tuned["keep_largest"],
+        precision=tuned.get("precision"),  # a run that was done before it was kept does not say
     )
 
 

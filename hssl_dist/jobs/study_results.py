@@ -20,7 +20,7 @@ from hssl_dist.jobs.study_pictures import draw_task_cases
 from hssl_dist.records import KeepLargest, content_hash
 from hssl_dist.segmentation.study import Questions
 from hssl_dist.segmentation.study_cells import StudyCell
-from hssl_dist.segmentation.study_pairs import CellKey
+from hssl_dist.segmentation.study_pairs import CellKey, unlike_precisions
 from hssl_dist.tracking import attach_run
 from hssl_dist.tracking.history import metric_history
 
@@ -79,7 +79,7 @@ def write_results(
     made_of = content_hash({"summary": dict(summary), "cells": content, "code": code_version()})
     if made_of == _made_of(config):
         return
-    device, warnings = use_hardware(config.threads), _warnings(summary)
+    device, warnings = use_hardware(config.threads), _warnings(summary, cells)
     known = len(warnings)
     cases = _cases(config, cells, device, warnings)
     embeddings = _embeddings(config, plan, manifests, pretrained, device, warnings)
@@ -248,13 +248,19 @@ def _called(item: Pretrained, arms: Sequence[str]) -> str:
     return f"{names}, seed {item.seed}, for {' and '.join(item.tasks)}"
 
 
-def _warnings(summary: Mapping[str, Any]) -> list[str]:
+def _warnings(summary: Mapping[str, Any], cells: Sequence[StudyCell]) -> list[str]:
     """What a reader has to know before any number."""
     said = [f"{failed['name']} failed: {failed['reason']}" for failed in summary["failed"]]
     if summary["unmatched_budgets"]:
         said.append("Budgets do not match: some arms may see more samples, or are fine-tuned otherwise.")
     if summary["look_again"] and any(found["looks"] > 1 for found in summary["looks"].values()):
         said.append("These patients had been scored by studies of other configs before this one.")
+    for task, count in unlike_precisions(cells).items():
+        said.append(
+            f"{count} cells of {task} were trained in another precision than those from scratch that they "
+            "are paired with (training.precision is auto, and the hardware differed): rounding may be part "
+            "of the difference."
+        )
     return said
 
 

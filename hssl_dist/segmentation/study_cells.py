@@ -5,6 +5,8 @@ A cell is one fine-tuning run: an arm, a task, a share of the labels, a label su
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict
 
 from hssl_dist.records import KeepLargest
@@ -30,6 +32,7 @@ class StudyCell(BaseModel):
     scratch of the same task, share, subset and seed. `curve` has validation Dice by optimiser step. `part`
     says which patients `cases` are: `validation` while a study is being tuned, `test` when it reports.
     `keep_largest` is what of its predictions is kept; None is not known: cells of before do not say.
+    `precision` is the one it was trained in, what `auto` came to on its hardware; None is not known, too.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -53,3 +56,4 @@ class StudyCell(BaseModel):
     code_version: str = "unknown"
     """Of this package, when the cell was finished; unknown in cells of before it was kept."""
     keep_largest: KeepLargest | None = None
+    precision: Literal["float32", "bfloat16", "float16"] | None = None

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from hssl_dist.segmentation.metrics import mean_dice
-from hssl_dist.segmentation.study_cells import StudyCell
+from hssl_dist.segmentation.study_cells import SCRATCH_ARM, StudyCell
 
 Run = tuple[int, int]
 """Label subset and seed."""
@@ -77,6 +78,15 @@ def patient_dice(cell: StudyCell) -> dict[str, float]:
         if not math.isnan(dice := mean_dice(case.dice.values())):
             cases.setdefault(case.patient, []).append(dice)
     return {patient: statistics.fmean(cases[patient]) for patient in sorted(cases)}
+
+
+def unlike_precisions(cells: Iterable[StudyCell]) -> dict[str, int]:
+    """How many cells of a task were trained in another precision than those from scratch that they are paired
+    with, by task, where there are such; what does not say its precision counts nowhere.
+    """
+    known = {key_of(cell): cell.precision for cell in cells if cell.precision is not None}
+    beside = ((key, known.get(key._replace(arm=SCRATCH_ARM))) for key in sorted(known))
+    return dict(Counter(key.task for key, scratch in beside if scratch not in (None, known[key])))
 
 
 def grouped(cells: Iterable[StudyCell]) -> dict[Group, dict[Run, dict[str, float]]]:

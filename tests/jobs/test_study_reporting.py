@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from hssl_dist.errors import ConfigError
+from hssl_dist.files.sealed_json import read_sealed, sealed
 from hssl_dist.jobs.looks import read_looks
 from hssl_dist.sampling.splits import split_manifest
 from hssl_dist.store import read_manifest
@@ -85,3 +87,18 @@ def test_a_part_without_patients_is_told_before_anything_runs(folder: Path, tmp_
     with pytest.raises(ConfigError, match="'blobs' has no validation patient to score; change split or part"):
         run(config)
     assert not list(tmp_path.iterdir())
+
+
+def test_pairs_of_another_precision_are_told_before_any_number(folder: Path, tmp_path: Path) -> None:
+    """A slice that ran on other hardware, as its cells would say it."""
+    config = tiny_study.config(folder, name="slices", tasks=tiny_study.BLOBS_ALONE, output=str(tmp_path))
+    run(config)
+    assert {cell.precision for cell in cells_of(config).values()} == {"float32"}
+    page, said = Path(config.results) / "report.html", "cells of blobs were trained in another precision than"
+    assert said not in page.read_text()
+    (name,) = [name for name in cells_of(config) if not name.endswith("scratch")]
+    path = Path(config.results) / "cells" / f"{name}.json"
+    there = read_sealed(path.name, path.read_bytes())
+    path.write_text(json.dumps(sealed(there | {"precision": "bfloat16"})))
+    run(config)
+    assert f"1 {said}" in page.read_text()

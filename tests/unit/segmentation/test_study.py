@@ -14,7 +14,7 @@ from hssl_dist.segmentation.intervals import hierarchical
 from hssl_dist.segmentation.multiplicity import holm, two_sided_p
 from hssl_dist.segmentation.study import Questions, summarise_study
 from hssl_dist.segmentation.study_cells import StudyCell
-from hssl_dist.segmentation.study_pairs import CellKey, Group, key_of, paired, patient_dice
+from hssl_dist.segmentation.study_pairs import CellKey, Group, key_of, paired, patient_dice, unlike_precisions
 from tests.study_cells import FEW, GAINS, cell, row_of, scored, simulated, summarised
 
 
@@ -213,6 +213,19 @@ def test_a_plan_says_what_is_missing_and_arms_may_have_fewer_seeds() -> None:
     assert summarised(cells, planned=planned).missing == ()
     more = CellKey("acdc", 0.25, "multi", 0, 0)
     assert summarised(cells, planned=planned | {more}).missing == (more,)
+
+
+def test_pairs_of_unlike_precision_are_counted_where_both_say_theirs() -> None:
+    def told(one: StudyCell, lower: bool) -> StudyCell:
+        return one.model_copy(update={"precision": "bfloat16" if lower else "float32"})
+
+    cells = simulated(GAINS)
+    assert unlike_precisions(cells) == {}, "cells of before do not say"
+    assert unlike_precisions(told(one, lower=one.seed == 1) for one in cells) == {}, "a pair has one seed"
+    odd = [key_of(one) for one in cells if one.task == "acdc" and one.arm != "scratch" and one.seed == 0]
+    mixed = [told(one, lower=key_of(one) in odd) for one in cells]
+    assert unlike_precisions(mixed) == {"acdc": len(odd)}
+    assert unlike_precisions(one for one in mixed if one.arm != "scratch") == {}, "without a partner"
 
 
 def test_patients_of_one_side_alone_are_counted() -> None:
