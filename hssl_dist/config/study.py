@@ -229,6 +229,9 @@ class StudyConfig(JobConfig):
     """Label subsets of each share; a share of 1 has one."""
     seeds: tuple[int, ...] = Field(default=(0, 1), min_length=1)
     """Seeds, each of a pretraining and of the fine-tuning that starts from it."""
+    cell_seeds: Literal["own", "shared"] = "own"
+    """`own`: each label subset of a seed is fine-tuned with new weights, samples and augmentation of its own,
+    so that their chance averages out over subsets, too; `shared`: all with those of the seed."""
     split: SplitConfig = SplitConfig()
     """Of all tasks; pretraining never sees a scan of its test patients."""
     part: Literal["validation", "test"] = "validation"
@@ -247,6 +250,8 @@ class StudyConfig(JobConfig):
     """Over label subsets, seeds and patients at once."""
     pretrain: LearningConfig = LearningConfig()
     """What pretrainings have in common."""
+    pretrained_by: Label | None = None
+    """Another study whose pretrainings, where they are the same to the last setting, are this one's, too."""
     unmatched_budgets: bool = False
     """Allow arms that see more samples than others, or are fine-tuned otherwise; the report tells."""
     overlap: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _WHERE_NOT_WHAT = dict.fromkeys(
     (
         "store", "cache", "runs", "output", "tracking", "runner", "ray", "threads", "checkpoint",
-        "look_again", "only",
+        "look_again", "only", "pretrained_by",
     ),
     True,
 ) | {
@@ -29,6 +29,8 @@ _WHERE_NOT_WHAT = dict.fromkeys(
     "tasks": {"__all__": {"training": {"acceleration"}}},
 }  # fmt: skip
 """Keys that do not make a study another one."""
+_SHARED = {"cell_seeds": True}
+"""Left out, too, where it says what all studies were before this key, whose hash stays what it was."""
 
 _INSTEAD = {"test": "report that one", "validation": "keep the split that it was tuned with"}
 
@@ -37,11 +39,12 @@ class Ledger:
     """The looks of one study at its tasks' patients, and those of others."""
 
     def __init__(self, config: StudyConfig, manifests: Mapping[str, Manifest]) -> None:
-        self._config, self.config_hash = config, config.hash(_WHERE_NOT_WHAT)
+        left_out = _WHERE_NOT_WHAT | (_SHARED if config.cell_seeds == "shared" else {})
+        self._config, self.config_hash = config, config.hash(left_out)
         self._own = {
             task.dataset: Look(
                 study=config.name,
-                config=config.model_copy(update={"tasks": (task,)}).hash(_WHERE_NOT_WHAT),
+                config=config.model_copy(update={"tasks": (task,)}).hash(left_out),
                 part=config.part,
                 patients=getattr(split_manifest(manifests[task.dataset], config.split), config.part),
                 first_at=now(),

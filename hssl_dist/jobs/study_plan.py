@@ -19,6 +19,7 @@ from hssl_dist.records import Manifest, content_hash
 from hssl_dist.training.trajectory import trajectory
 
 _HASH_LENGTH = 8
+_SEEDS_APART = 1 << 20  # between the fine-tuning seeds of two label subsets: more than a study has seeds
 _FEWEST_RESAMPLES = 100  # a cell's own intervals go into no table: those of the study are over all cells
 
 
@@ -118,7 +119,7 @@ def pretrain_config(
 ) -> PretrainConfig | None:
     """The pretraining that an arm's cells of a task and seed start from; None from scratch.
 
-    Its name ends in a hash of all that determines its weights.
+    Its name begins with the study whose it is and ends in a hash of all that determines its weights.
     """
     if arm.start == SCRATCH:
         return None
@@ -129,6 +130,7 @@ def pretrain_config(
         datasets, weights = (task.dataset,), {}
     elif arm.own_weight != 1.0:
         weights = {**weights, task.dataset: arm.own_weight}
+    owner = config.pretrained_by or config.name
     changed = {
         "datasets": datasets,
         "task_weights": weights,
@@ -143,12 +145,12 @@ def pretrain_config(
         cache=config.cache,
         runs=config.runs,
         tracking=config.tracking,
-        register_as=f"{config.name}-{arm.name}",
+        register_as=f"{owner}-{arm.name}",
         runner="inline",
         threads_per_worker=config.threads,
     )
     end = content_hash(trajectory(complete, {}))[:_HASH_LENGTH]
-    return complete.model_copy(update={"name": f"{config.name}-r{seed}-{arm.name}-{end}"})
+    return complete.model_copy(update={"name": f"{owner}-r{seed}-{arm.name}-{end}"})
 
 
 def _not_drawn(config: StudyConfig, arm: ArmConfig, datasets: Collection[str]) -> tuple[str, ...]:
@@ -167,7 +169,7 @@ def finetune_config(config: StudyConfig, cell: Cell, model: str) -> FinetuneConf
     """A cell's fine-tuning, from `model` or `scratch`; cells that differ by arm alone share its seed."""
     return FinetuneConfig(
         name=run_name(config, cell),
-        seed=cell.seed,
+        seed=cell.seed + (cell.subset * _SEEDS_APART if config.cell_seeds == "own" else 0),
         model=model,
         parts=cell.arm.parts,
         dataset=cell.task.dataset,
@@ -229,7 +231,8 @@ def _determining(config: StudyConfig, cell: Cell, manifests: Mapping[str, Manife
         sampling = pretraining.sampling
         names = (*sampling.datasets, *(sampling.exclude_test_of or ())) or tuple(manifests)
         seen = trajectory(pretraining, {name: manifests[name] for name in names})
-    return {
+    own = {"cell_seeds": "own"} if config.cell_seeds == "own" else {}  # not there in studies of before
+    return own | {
         "finetune": tuning,
         "overlap": config.overlap,
         "manifest": manifests[cell.task.dataset].sha256,

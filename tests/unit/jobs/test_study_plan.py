@@ -206,6 +206,40 @@ def test_paired_cells_differ_in_their_start_alone() -> None:
     assert finetune_config(study, second, "scratch").labels.seed == 1
 
 
+def test_each_label_subset_has_chances_of_its_own_unless_they_are_shared() -> None:
+    def seeds(**changed: Any) -> dict[tuple[int, int], set[int]]:
+        study = config(ROOT, subsets=3, seeds=(0, 1), fractions=(0.5,), **changed)
+        found: dict[tuple[int, int], set[int]] = {}
+        for cell in Plan.of(study).cells:
+            seed = finetune_config(study, cell, "scratch").seed
+            found.setdefault((cell.subset, cell.seed), set()).add(seed)
+        return found
+
+    own = seeds()
+    assert {len(of_a_pair) for of_a_pair in own.values()} == {1}, "arms and tasks share it"
+    assert len(set.union(*own.values())) == len(own) == 6
+    assert [own[0, seed] for seed in (0, 1)] == [{0}, {1}]
+    assert {run: {run[1]} for run in own} == seeds(cell_seeds="shared")
+
+
+def test_a_study_of_before_cell_seeds_is_still_the_same(tmp_path: Path) -> None:
+    write_store(tmp_path)
+    manifests = read_manifests(str(tmp_path / "store"), ("blobs", "spots"))
+    shared, own = (config(tmp_path, cell_seeds=way) for way in ("shared", "own"))
+    found = [identity(study, Plan.of(study), manifests) for study in (shared, own)]
+    assert all("cell_seeds" not in entry for entry in found[0].values())
+    assert all(entry["cell_seeds"] == "own" for entry in found[1].values())
+    assert Ledger(shared, manifests).config_hash != Ledger(own, manifests).config_hash
+
+
+def test_another_study_s_pretrainings_are_taken_under_its_name() -> None:
+    study = config(ROOT, arms=["scratch", "hssl-single", "hssl-multi"], seeds=(0, 1))
+    other = study.model_copy(update={"name": "few", "pretrained_by": study.name})
+    assert Plan.of(other).pretrainings == Plan.of(study).pretrainings
+    cell = Plan.of(other).cells[0]
+    assert finetune_config(other, cell, "scratch").name == f"few-{cell.id}", "its cells are its own"
+
+
 def test_an_arm_s_rates_are_laid_over_the_task_s_training() -> None:
     study = config(ROOT, arms=["scratch", "restoration"])
     scratch, restoration = (finetune_config(study, cell, "scratch") for cell in Plan.of(study).cells[:2])
@@ -232,6 +266,18 @@ def test_the_arms_of_the_study_on_real_data_have_titles_and_say_what_they_are() 
             "of 8 of a task; taken over: encoder and decoder",
         ),
     ]
+
+
+def test_the_study_of_few_labels_is_that_on_real_data_with_more_subsets_of_fewer_labels() -> None:
+    real, few = (
+        load_config(StudyConfig, "hssl study", ["--config", str(CONFIGS / name)])
+        for name in ("real.yaml", "few.yaml")
+    )
+    for key in ("tasks", "split", "pretrain", "overlap", "intervals", "seeds", "main_arm"):
+        assert getattr(few, key) == getattr(real, key), key
+    assert [arm for arm in real.arms if arm in few.arms] == list(few.arms)
+    pretrainings = {item.name: item.config for item in Plan.of(real).pretrainings}
+    assert all(item.config == pretrainings[item.name] for item in Plan.of(few).pretrainings)
 
 
 def test_an_arm_s_blocks_are_those_of_its_pretraining_and_are_told() -> None:
