@@ -228,7 +228,7 @@ class StudyConfig(JobConfig):
     subsets: PositiveInt = 5
     """Label subsets of each share; a share of 1 has one."""
     seeds: tuple[int, ...] = Field(default=(0, 1), min_length=1)
-    """Seeds, each of a pretraining and of the fine-tuning that starts from it."""
+    """Seeds, each of a pretraining; `cell_seeds` says what it is to the fine-tunings that start from it."""
     cell_seeds: Literal["own", "shared"] = "own"
     """`own`: each label subset of a seed is fine-tuned with new weights, samples and augmentation of its own,
     so that their chance averages out over subsets, too; `shared`: all with those of the seed."""

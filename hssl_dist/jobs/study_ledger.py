@@ -35,16 +35,20 @@ _SHARED = {"cell_seeds": True}
 _INSTEAD = {"test": "report that one", "validation": "keep the split that it was tuned with"}
 
 
+def identifying_hash(config: StudyConfig) -> str:
+    """The hash of what makes a study this one and no other."""
+    return config.hash(_WHERE_NOT_WHAT | (_SHARED if config.cell_seeds == "shared" else {}))
+
+
 class Ledger:
     """The looks of one study at its tasks' patients, and those of others."""
 
     def __init__(self, config: StudyConfig, manifests: Mapping[str, Manifest]) -> None:
-        left_out = _WHERE_NOT_WHAT | (_SHARED if config.cell_seeds == "shared" else {})
-        self._config, self.config_hash = config, config.hash(left_out)
+        self._config, self.config_hash = config, identifying_hash(config)
         self._own = {
             task.dataset: Look(
                 study=config.name,
-                config=config.model_copy(update={"tasks": (task,)}).hash(left_out),
+                config=identifying_hash(config.model_copy(update={"tasks": (task,)})),
                 part=config.part,
                 patients=getattr(split_manifest(manifests[task.dataset], config.split), config.part),
                 first_at=now(),

@@ -258,8 +258,8 @@ def _warnings(summary: Mapping[str, Any], cells: Sequence[StudyCell]) -> list[st
     for task, count in unlike_precisions(cells).items():
         said.append(
             f"{count} cells of {task} were trained in another precision than those from scratch that they "
-            "are paired with (training.precision is auto, and the hardware differed): rounding may be part "
-            "of the difference."
+            "are paired with (where training.precision is auto, hardware decides): rounding may be part of "
+            "the difference."
         )
     return said
 

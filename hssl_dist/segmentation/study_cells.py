@@ -28,9 +28,10 @@ class CaseDice(BaseModel):
 class StudyCell(BaseModel):
     """A finished cell.
 
-    `seed` is the seed of pretraining and of fine-tuning alike, so that a cell is paired with the one from
-    scratch of the same task, share, subset and seed. `curve` has validation Dice by optimiser step. `part`
-    says which patients `cases` are: `validation` while a study is being tuned, `test` when it reports.
+    `seed` is that of the pretraining; the fine-tuning's follows from it and the subset, so that a cell is
+    paired with the one from scratch of the same task, share, subset and seed. `curve` has validation Dice by
+    optimiser step. `part` says which patients `cases` are: `validation` while a study is being tuned, `test`
+    when it reports.
     `keep_largest` is what of its predictions is kept; None is not known: cells of before do not say.
     `precision` is the one it was trained in, what `auto` came to on its hardware; None is not known, too.
     """

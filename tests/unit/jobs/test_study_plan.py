@@ -11,7 +11,8 @@ from hssl_dist.config.evaluate import EvaluateConfig
 from hssl_dist.config.loading import load_config
 from hssl_dist.config.pretrain import SamplingConfig
 from hssl_dist.config.study import DEFAULT_ARMS, StudyConfig
-from hssl_dist.jobs.study_ledger import Ledger
+from hssl_dist.jobs.looks import read_looks
+from hssl_dist.jobs.study_ledger import Ledger, identifying_hash
 from hssl_dist.jobs.study_plan import Plan, evaluate_config, finetune_config, identity
 from hssl_dist.jobs.study_results import TITLES, about_arm
 from hssl_dist.store import read_manifests
@@ -20,6 +21,7 @@ from tests.tiny_study import TASKS, TRAINING, config, write_store
 
 ROOT = Path("/nowhere")
 CONFIGS = Path(__file__).parents[3] / "configs" / "study"
+RESULTS = Path(__file__).parents[3] / "benchmarks" / "results" / "study"
 
 
 def test_cells_have_readable_ids_in_an_order_that_keeps_pairs_together() -> None:
@@ -229,7 +231,19 @@ def test_a_study_of_before_cell_seeds_is_still_the_same(tmp_path: Path) -> None:
     found = [identity(study, Plan.of(study), manifests) for study in (shared, own)]
     assert all("cell_seeds" not in entry for entry in found[0].values())
     assert all(entry["cell_seeds"] == "own" for entry in found[1].values())
-    assert Ledger(shared, manifests).config_hash != Ledger(own, manifests).config_hash
+    assert identifying_hash(shared) != identifying_hash(own)
+
+
+@pytest.mark.parametrize(
+    ("name", "task"), [("real", "hippocampus"), ("real", "acdc"), ("few", "hippocampus")]
+)
+def test_the_configs_are_those_that_have_looked_at_test_patients(name: str, task: str) -> None:
+    """Else another key, or an edit, would make a study that goes on a new one, which is refused."""
+    flags = ["--config", str(CONFIGS / f"{name}.yaml"), "--part", "test"]
+    study = load_config(StudyConfig, "hssl study", flags)
+    alone = study.model_copy(update={"tasks": tuple(entry for entry in study.tasks if entry.dataset == task)})
+    looks = read_looks(str(RESULTS), task)
+    assert (name, "test", identifying_hash(alone)) in {(look.study, look.part, look.config) for look in looks}
 
 
 def test_another_study_s_pretrainings_are_taken_under_its_name() -> None:
