@@ -16,16 +16,11 @@ from pathlib import Path
 from typing import Self
 
 from hssl_dist.config.parts import TrackingConfig
-from tests.s3.server import free_ports
+from tests.s3.ports import free_port
 
 USER = "admin"
 START_TIMEOUT_S = 240.0
 STOP_TIMEOUT_S = 20.0
-
-
-def free_port() -> int:
-    """A port that nothing listens on."""
-    return free_ports(1)[0]
 
 
 class MlflowServer:

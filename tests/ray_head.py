@@ -25,7 +25,7 @@ from typing import Self
 
 import psutil
 
-from tests.s3.server import free_ports
+from tests.s3.ports import free_ports
 
 START_TIMEOUT_S = 300.0
 COMMAND_TIMEOUT_S = 300.0

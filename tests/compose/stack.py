@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tests.mlflow_server import free_port
+from tests.s3.ports import free_ports
 
 ROOT = Path(__file__).parents[2]
 PROJECT = "hssl-test"
@@ -36,7 +36,7 @@ class Stack:
     """The services, with the profile `cpu` and the tests' S3 server."""
 
     def __init__(self) -> None:
-        self.ports = {name: free_port() for name in ("MLFLOW", "RAY", "S3")}
+        self.ports = dict(zip(("MLFLOW", "RAY", "S3"), free_ports(3), strict=True))
         self.first_step_s = float("nan")
 
     # ------------------------------------------------------------------------------------------- the engine

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from hssl_dist.config.parts import RayConfig
 from hssl_dist.console import Console
 from hssl_dist.errors import ConfigError, WorkerError
 from hssl_dist.jobs import cluster
+from tests.s3.ports import free_port
 
 
 @ray.remote
@@ -27,13 +27,6 @@ def worker_modules() -> dict[str, object]:
     import hssl_dist
 
     return {"package": hssl_dist.__file__, "torch": "torch" in sys.modules}
-
-
-def closed_port() -> int:
-    """A port of this machine nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -109,7 +102,7 @@ except MissingError as error:
     ],
 )
 def test_no_cluster_at_the_address(address, reason):
-    address = address.format(port=closed_port())
+    address = address.format(port=free_port())
     # A process of its own: this one may be connected already.
     said = subprocess.run(
         [sys.executable, "-c", JOIN, address], capture_output=True, text=True, timeout=60, check=True

@@ -30,7 +30,7 @@ from hssl_dist.store import read_manifest
 from hssl_dist.tracking import fetch_model, start_run, sync, waits
 from hssl_dist.tracking.client import connect
 from hssl_dist.training.checkpoint import CheckpointStore
-from tests.mlflow_server import free_port
+from tests.s3.ports import free_port
 from tests.tiny_finetuning import LINEAGE, Place
 
 TRAINING = {"patch_size": (4, 8, 8), "validate_every": 2, "log_every_steps": 2}

@@ -23,6 +23,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from tests.s3.ports import free_ports
+
 ACCESS_KEY = "test:tester"
 SECRET_KEY = "testing1234"
 REGION = "us-east-1"
@@ -300,18 +302,6 @@ class S3Server:
     def _log(self, name: str) -> str:
         lines = (self.folder / f"{name}.log").read_text(errors="replace").splitlines()
         return " | ".join(lines[-5:]) or "its log is empty"
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of loopback that nothing listens at; all are held until all are known."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for item in sockets:
-            item.bind(("127.0.0.1", 0))
-        return [item.getsockname()[1] for item in sockets]
-    finally:
-        for item in sockets:
-            item.close()
 
 
 def _answers(name: str, port: int) -> bool:

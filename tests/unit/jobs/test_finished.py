@@ -13,8 +13,8 @@ from hssl_dist.jobs.finished import Wanted, read_done, write_done
 from hssl_dist.records import Lineage, Outcome
 from hssl_dist.tracking import Run, Version, fetch_model, start_run, sync, waits
 from hssl_dist.tracking.client import connect
-from tests.mlflow_server import free_port
 from tests.models import write_placeholder
+from tests.s3.ports import free_port
 
 LINEAGE = Lineage(config_hash="c" * 64, code_version="1")
 

@@ -1,5 +1,4 @@
 import json
-import socket
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from hssl_dist.records import Lineage
 from hssl_dist.tracking import Run, attach_run, start_run
 from hssl_dist.tracking.client import connect, shown
 from hssl_dist.tracking.runs import flatten
+from tests.s3.ports import free_port
 
 LINEAGE = Lineage(
     config_hash="c" * 64,
@@ -154,9 +154,7 @@ def test_logging_that_fails_warns_once_and_training_goes_on(tracking: TrackingCo
 
 def test_unreachable_server_is_one_line(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))
-        port = closed.getsockname()[1]
+    port = free_port()
     tracking = TrackingConfig(uri=f"http://user:secret@127.0.0.1:{port}")
     with pytest.raises(TrackingError) as caught:
         _start(tracking, "nowhere")

@@ -24,8 +24,9 @@ from hssl_dist.tracking.operations import (
 from hssl_dist.tracking.registry import hashes
 from hssl_dist.tracking.server import Server
 from hssl_dist.tracking.spool import Entry
-from tests.mlflow_server import free_port, hung_server
+from tests.mlflow_server import hung_server
 from tests.models import write_placeholder
+from tests.s3.ports import free_port
 
 
 @pytest.fixture(scope="module")
