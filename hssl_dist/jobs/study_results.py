@@ -43,10 +43,11 @@ TITLES = {
     "hssl-multi": "Multi-domain HSSL",
     "hssl-multi-own": "Weighted multi-domain HSSL",
     "hssl-multi-mixed": "Mixed multi-domain HSSL",
+    "hssl-multi-fast": "Fast multi-domain HSSL",
     "restoration": "Restoration",
     "hssl-restoration": "HSSL + restoration",
 }
-"""What the page calls the default arms and those of configs/study/real.yaml; others have their own names."""
+"""What the page calls the default arms and those of configs/study/; others have their own names."""
 
 _WAYS: Mapping[KeepLargest | None, str] = {
     "never": "all components",
@@ -118,6 +119,9 @@ def about_arm(arm: ArmConfig) -> str:
         seen += f", the task's own {arm.own_weight:g} times as often"
     if arm.block_size is not None:
         seen += f", in blocks of {arm.block_size} of a task"
+    for stage, changes in (("encoder", arm.encoder), ("decoder", arm.decoder)):
+        if (rate := changes.get("learning_rate")) is not None:
+            seen += f"; {stage}'s stage at a learning rate of {rate:g}"
     return f"pretrained without labels on {seen}; taken over: {' and '.join(arm.parts)}"
 
 

@@ -297,6 +297,25 @@ def test_the_study_of_few_labels_is_that_on_real_data_with_more_subsets() -> Non
     assert all(item.config == pretrainings[item.name] for item in Plan.of(few).pretrainings)
 
 
+def test_the_study_of_the_claim_is_that_of_few_labels_at_other_rates_and_seeds() -> None:
+    few, claim = (
+        load_config(StudyConfig, "hssl study", ["--config", str(CONFIGS / name)])
+        for name in ("few.yaml", "claim.yaml")
+    )
+    for key in ("tasks", "split", "pretrain", "overlap", "intervals", "fractions", "cell_seeds"):
+        assert getattr(claim, key) == getattr(few, key), key
+    assert not set(claim.seeds) & set(few.seeds)
+    (scratch, mixed), (also_scratch, fast) = few.arms, claim.arms
+    assert also_scratch == scratch
+    rates = {"encoder": {"learning_rate": 4e-3}, "decoder": {"learning_rate": 6e-3}}
+    assert fast == mixed.model_copy(update={"name": claim.main_arm, **rates})
+    assert about_arm(fast).endswith(
+        "in blocks of 8 of a task; encoder's stage at a learning rate of 0.004; decoder's stage at a "
+        "learning rate of 0.006; taken over: encoder and decoder"
+    )
+    assert TITLES[fast.name] == "Fast multi-domain HSSL"
+
+
 def test_an_arm_s_blocks_are_those_of_its_pretraining_and_are_told() -> None:
     mixed = {"like": "hssl-multi", "name": "mixed", "block_size": 4}
     study = config(ROOT, arms=["scratch", "hssl-multi", mixed])
