@@ -235,7 +235,8 @@ def test_a_study_of_before_cell_seeds_is_still_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "task"), [("real", "hippocampus"), ("real", "acdc"), ("few", "hippocampus"), ("few", "acdc")]
+    ("name", "task"),
+    [("real", "hippocampus"), ("real", "acdc"), ("few", "hippocampus"), ("few", "acdc"), ("claim", "acdc")],
 )
 def test_the_configs_are_those_that_have_looked_at_test_patients(name: str, task: str) -> None:
     """Else another key, or an edit, would make a study that goes on a new one, which is refused."""
