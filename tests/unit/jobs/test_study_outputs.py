@@ -144,6 +144,13 @@ def test_a_gain_a_null_and_a_loss_are_said_plainly() -> None:
     assert "the last quarter of the steps gave scratch" in null
 
 
+def test_of_several_differences_the_page_warns() -> None:
+    one = simulated({"multi": 0.04}, tasks=("acdc",), fractions=(0.05,))
+    alone = study_page(summarise_study(one, Questions("multi"), FEW), _context())
+    assert "are tested in all" not in alone
+    assert "3 differences are tested in all: the more, the likelier" in _page(0.04)
+
+
 def test_the_patients_of_all_tasks_are_counted_not_those_of_the_largest() -> None:
     tasks: dict[str, set[str]] = {}
     for one in _cells():
